@@ -47,7 +47,7 @@ def predictions(network: Network, link: Link, steps: int) -> tuple[list[Row], li
         for way in found
     ]
     best = [
-        min((seconds(each.widths, network, g, link.seconds), each.name) for each in candidates(steps, g))
+        min((seconds(each.widths, network, each.sharing(g), link.seconds), each.name) for each in candidates(steps, g))
         for g in DEVICES
     ]
     names = list(dict.fromkeys(best[g - 1][1] for g in SHOWN))
@@ -88,16 +88,17 @@ def main(arguments: list[str] | None = None) -> None:
     exchange, wave = host()
     exchange = exchange if options.exchange is None else options.exchange
     wave = wave if options.wave is None else options.wave
-    networks = {name: replace(NETWORKS[name], outside=wave) for name in options.networks}
     link = replace(LINKS[options.link], host=exchange)
+    pairs = [(replace(NETWORKS[name], outside=wave), link) for name in options.networks]
     if options.measured is not None:
-        networks, link = measured(options.measured), link_of(options.measured)
+        pairs = [(measured(each), link_of(each)) for each in options.measured["networks"].values()]
+        link = pairs[0][1]
     print("All seconds are predicted. Nothing below was run on several devices.")
     print(f"gather: {link.title}: {link.source}")
     if options.measured is None:
         print(f"host: {seconds_of(link.host)} a hop before each gather, {seconds_of(wave)} a wave outside the network")
     found: list[Row] = []
-    for network in networks.values():
+    for network, link in pairs:
         print(f"\n{network.title}: {network.source}")
         for steps in options.steps:
             rows, left_out = predictions(network, link, steps)

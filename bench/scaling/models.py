@@ -22,7 +22,7 @@ class Network:
         curve: seconds of a call on one device by units, the entries of its batch; the `rows` of the curve are units.
         units: of a row: 2 under classifier-free guidance.
         unit_bytes: of the output of one unit.
-        outside: seconds that each wave takes outside the network.
+        outside, outside_of_a_row: seconds that each wave takes outside the network, and each of its rows.
         source: of the curve, and what is assumed beyond it.
     """
 
@@ -32,6 +32,7 @@ class Network:
     unit_bytes: int
     source: str
     outside: float = 0.0
+    outside_of_a_row: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,22 +115,22 @@ NETWORKS = {
 }
 
 
-def measured(document: dict[str, Any]) -> dict[str, Network]:
-    """The networks that `bench.scaling.real` has measured, from its JSON."""
-    found = {}
-    for name, each in document["networks"].items():
-        curve = CostCurve(tuple(each["units"]), tuple(each["seconds"]))
-        title = f"{name}, one CPU thread a device"
-        source = "measured by bench.scaling.real, with two processes at work; beyond the widest: in proportion"
-        found[name] = Network(title, curve, each["units_of_a_row"], each["unit_bytes"], source, each["outside"])
-    return found
+def measured(each: dict[str, Any], *, alone: bool = False) -> Network:
+    """A network that `bench.scaling.real` has measured, of its JSON. alone: while no other process was at work."""
+    curve = CostCurve(tuple(each["units"]), tuple(each["seconds_alone" if alone else "seconds"]))
+    title = f"{each['name']}, one CPU thread a device"
+    at_work = "one process" if alone else "two processes"
+    source = f"measured by bench.scaling.real, with {at_work} at work; beyond the widest: in proportion"
+    outside = each["outside"], each["outside_of_a_row"]
+    return Network(title, curve, each["units_of_a_row"], each["unit_bytes"], source, *outside)
 
 
-def link_of(document: dict[str, Any]) -> Link:
-    """The gather between two processes that `bench.scaling.real` has measured."""
-    each = document["gather"]
+def link_of(each: dict[str, Any]) -> Link:
+    """The gather between two processes, as `bench.scaling.real` has measured it behind calls of a network."""
     title = "gloo between processes of one CPU"
-    return Link(title, 0.0, each["latency"], each["bandwidth"], "measured by bench.scaling.real, header included")
+    source = "measured by bench.scaling.real, behind calls of the network; header and waiting included"
+    bandwidth = 1 / max(1e-15, each["gather_seconds_of_a_byte"])
+    return Link(title, 0.0, each["gather_latency"], bandwidth, source)
 
 
 Gather = Callable[[int, int], float]

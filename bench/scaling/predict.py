@@ -33,6 +33,14 @@ class Way(NamedTuple):
     plan: Plan
     iteration: int
 
+    def sharing(self, devices: int) -> int:
+        """How many of these share its rows."""
+        return 1 if self.plan.replicated else devices
+
+    @property
+    def steps(self) -> int:
+        return self.plan.num_inference_steps
+
     @property
     def widths(self) -> list[int]:
         return until(self.plan, self.iteration).widths(self.iteration)
@@ -73,7 +81,10 @@ def _way(method: str, steps: int, point: dict[str, Any]) -> Way | None:
 
 def candidates(steps: int, devices: int) -> Iterator[Way]:
     """What `auto` would compare, each stopping where runs are expected to with any network."""
-    for plan in choose_plans.candidates(steps, Settings(), False, ranks=devices):
+    found = [*choose_plans.candidates(steps, Settings(), False, ranks=devices)]
+    if devices > 1:
+        found += choose_plans.replicated(steps, Settings(), False)
+    for plan in found:
         stopping = Stopping.of(plan.options, steps, plan.max_iterations, plan.tolerance, stochastic=False)
         expected = sorted(plan.options.expected_iterations(stopping)) or [plan.max_iterations]
         yield Way(plan.short(), "", plan, expected[len(expected) // 2])
@@ -84,4 +95,5 @@ def seconds(widths: Sequence[int], network: Network, devices: int, gather: Gathe
     curve = network.curve.shared(
         devices, network.units, lambda units: gather(devices, units * network.unit_bytes), max(widths)
     )
-    return sum(curve(width) for width in widths) + network.outside * len(widths)
+    outside = network.outside * len(widths) + network.outside_of_a_row * sum(widths)
+    return sum(curve(width) for width in widths) + outside

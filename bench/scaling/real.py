@@ -7,9 +7,10 @@ alone makes it with one thread and with two. All three are called in turn in the
 sample, and the idle process waits without computing. Ratios are medians over the rounds of the ratio within a round.
 
 Every run takes the waves that `bench.scaling` has of its method. Predicted are the seconds of the loop, in two ways,
-from costs that the same processes have measured before the first call: by the planner, from calls that both made
-together; and by the simulator, from calls that each made by itself while the other did too, the gather between the two,
-and what the host does between network calls. "error" is predicted over measured seconds, less 1, of two processes.
+from costs that the same processes have measured: by the planner, before the first call, from calls that both made
+together; and by the simulator, in every round, from calls that each made by itself while the other did too, what a
+call by both takes longer, and what the host does between network calls, see `bench.scaling.probes`. "error" is
+predicted over measured seconds, less 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from bench.workloads.problems import Problem
 from bench.workloads.samplers import SAMPLES, digits
 from srds_fast import Report, zoo
 from srds_fast.cli.output import show_table
-from srds_fast.engine.costs import Costs, gather_seconds, price
+from srds_fast.engine.costs import Costs, price
 from srds_fast.engine.distributed import call as distributed
 from srds_fast.engine.distributed.ranks import Doing, Header, Ranks, ranks_of
 from srds_fast.kernels.wave_update import NetworkInput
@@ -48,23 +49,24 @@ from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.search import Pricing
 from srds_fast.sampling.rows import RowDenoiser
+from srds_fast.sampling.session import Session
+from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.contract import SolverInputs
+from srds_fast.solvers.program import Program
 
-from .models import Link, Network, link_of, measured
+from .models import link_of, measured
 from .predict import Way, seconds, ways
+from .probes import Probes, Rows
 
 STEPS = (50, 100)
 # one process of one thread, the same of two threads, two processes of one thread
 ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
 HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
-# what a process does by itself while the other one does too: as devices that disturb each other through the memory
-BESIDE = "beside another"
 # of `host_time`: a pipeline whose network takes no time
 WAVES_OF = "SDXL DDIM"
 EXCHANGES = 200
 METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself")
-GATHERED = (2**8, 2**20)  # bytes of a unit, to see latency and bandwidth
 Row = dict[str, Any]
 
 
@@ -75,12 +77,14 @@ class Subject:
     Attributes:
         call: (way, parallel, sample) -> report of one call.
         pricing: (steps, parallel) -> the planner's costs of such calls.
-        units: of a row; unit_bytes: of the output of one.
+        whole, single: steps -> its network calls, and the same with one unit a row.
+        unit_bytes: of the output of one.
     """
 
     call: Callable[[Way, Any, int], Report]
     pricing: Callable[[int, Any], Pricing]
-    units: int
+    whole: Callable[[int], Rows]
+    single: Callable[[int], Rows]
     unit_bytes: int
 
 
@@ -98,11 +102,22 @@ def digits_under_guidance() -> Subject:
         report: Report = fast.report
         return report
 
-    def pricing(steps: int, parallel: Any) -> Pricing:
+    def session(steps: int, parallel: Any, **changed: Any) -> Session:
         fast = srds_fast.compile(workload.pipe, explore=0.0, parallel=parallel)
-        return planned(fast, (), workload.arguments(steps)).price()
+        return planned(fast, (), {**workload.arguments(steps), **changed})
 
-    return Subject(call, pricing, 2, 4 * 8 * 8 * 4)
+    def rows(units: int, **changed: Any) -> Callable[[int], Rows]:
+        def make(steps: int) -> Rows:
+            found = session(steps, None, **changed)
+            assert found.network is not None
+            return Rows(found.network.evaluator, steps, found.state, found.inputs.network, units)
+
+        return make
+
+    def pricing(steps: int, parallel: Any) -> Pricing:
+        return session(steps, parallel).price()
+
+    return Subject(call, pricing, rows(2), rows(1, guidance_scale=1.0), 4 * 8 * 8 * 4)
 
 
 def policy() -> Subject:
@@ -122,58 +137,68 @@ def of_problem(problem: Problem, unit_bytes: int) -> Subject:
         steps = way.plan.num_inference_steps
         return problem.one(sample % len(problem.x)).sampled(steps, plan=way.plan, parallel=parallel).report
 
-    def pricing(steps: int, parallel: Any) -> Pricing:
-        one = problem.one(0)
+    one, network = problem.one(0), NetworkInput(problem.x.dtype)
+
+    def table(steps: int) -> NoiseTable:
         scheduler = DDIMScheduler.from_config(problem.scheduler.config)
         scheduler.set_timesteps(steps)
-        noise, network = noise_table(scheduler), NetworkInput(one.x.dtype)
+        return noise_table(scheduler)
 
-        def evaluator(program: Any) -> RowDenoiser:
+    def rows(steps: int) -> Rows:
+        noise = table(steps)
+
+        def evaluator(program: Program) -> RowDenoiser:
             return RowDenoiser(one.denoiser, one.x, noise, program, one.cond)
 
-        inputs = SolverInputs(network=network, scaled=True)
-        with distributed.sharing(ranks_of(parallel)):
-            return price(Costs(), problem.name, evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
+        return Rows(evaluator, steps, one.x, network, 1)
 
-    return Subject(call, pricing, 1, unit_bytes)
+    def pricing(steps: int, parallel: Any) -> Pricing:
+        inputs, evaluator = SolverInputs(network=network, scaled=True), rows(steps).evaluator
+        with distributed.sharing(ranks_of(parallel)):
+            return price(Costs(), problem.name, evaluator, one.x, table(steps), inputs, one.x.dtype, replayed=False)
+
+    return Subject(call, pricing, rows, rows, unit_bytes)
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {"digits, guidance": digits_under_guidance, "policy": policy}
 
 
-def rounds(subject: Subject, way: Way, samples: int) -> dict[str, list[tuple[float, float]]]:
-    """(seconds of the call, of its loop) in each way, by sample; all that rank 1 has done alone is to wait."""
-    found: dict[str, list[tuple[float, float]]] = {how: [] for how in HOWS}
-    for sample in range(-1, samples):  # the first warms up
-        for how, (threads, parallel) in HOWS.items():
-            dist.barrier()
-            if parallel is None and dist.get_rank() > 0:
-                continue
-            torch.set_num_threads(threads)
-            whole, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
-            torch.set_num_threads(1)
-            if sample >= 0:
-                found[how].append((whole, report.seconds))
-    return found
+Times = dict[str, list[tuple[float, float]]]  # (seconds of the call, of its loop) in each way, by sample
+
+
+def time_ways(subject: Subject, way: Way, sample: int, found: Times) -> None:
+    """Time a method in each way; all that rank 1 has done alone is to wait. sample: -1 warms up."""
+    for how, (threads, parallel) in HOWS.items():
+        dist.barrier()
+        if parallel is None and dist.get_rank() > 0:
+            continue
+        torch.set_num_threads(threads)
+        whole, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
+        torch.set_num_threads(1)
+        if sample >= 0:
+            found.setdefault(how, []).append((whole, report.seconds))
 
 
 def priced(subject: Subject, steps: int) -> dict[str, Pricing]:
     """The planner's costs in each way; rank 1 has none of what rank 0 does alone."""
     found = {}
-    for how, (threads, parallel) in {**HOWS, BESIDE: (1, None)}.items():
+    for how, (threads, parallel) in HOWS.items():
         dist.barrier()
-        if how in (RANKS, BESIDE) or dist.get_rank() == 0:
+        if how == RANKS or dist.get_rank() == 0:
             torch.set_num_threads(threads)
             found[how] = subject.pricing(steps, parallel)
             torch.set_num_threads(1)
     return found
 
 
-def row_of(
-    way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[str, Pricing], network: Network, link: Link
-) -> Row:
-    """What a method took in each way, and what was predicted. network, link: of the simulator."""
+def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str, Any]) -> Row:
+    """What a method took in each way, and what was predicted. costs: of the simulator."""
     row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
+    gather = link_of(costs).seconds
+    simulated = {
+        ALONE: seconds(way.widths, measured(costs, alone=True), 1, gather),
+        RANKS: seconds(way.widths, measured(costs), 2, gather),
+    }
     for how, times in found.items():
         loop = statistics.median(each for _, each in times)
         predicted = pricing[how].of(way.plan, way.iteration)
@@ -183,9 +208,8 @@ def row_of(
             "predicted_seconds": predicted,
             "error": predicted / loop - 1,
         }
-        if how == RANKS:
-            simulated = seconds(way.widths, network, 2, link.seconds)
-            row[how] |= {"simulated_seconds": simulated, "error_of_simulator": simulated / loop - 1}
+        if how in simulated:
+            row[how] |= {"simulated_seconds": simulated[how], "error_of_simulator": simulated[how] / loop - 1}
     for name, which in (("call", 0), ("loop", 1)):
         for how in (ALONE, THREADS):
             pairs = zip(found[how], found[RANKS], strict=True)
@@ -195,42 +219,39 @@ def row_of(
 
 
 def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All that rank 0 knows so far, after every method."""
+    """All that rank 0 knows so far, after every subject."""
     document: dict[str, Any] = {"networks": {}, "results": []}
-    with distributed.sharing(ranks_of("auto")) as shared:
-        assert shared is not None
-        document["exchange_seconds"] = exchange_seconds(shared.ranks)
-        small, large = (gather_seconds(shared, 2, torch.zeros(1, each // 4), torch.float32) for each in GATHERED)
-    few, many = (2 * each for each in GATHERED)
-    document["gather"] = {"latency": small, "bandwidth": (many - few) / 2 / max(1e-9, large - small)}
-    link = link_of(document)
+    ranks = ranks_of("auto")
+    assert ranks is not None
+    with distributed.sharing(ranks):
+        document["exchange_seconds"] = exchange_seconds(ranks)
     dist.barrier()
     if dist.get_rank() == 0:
         document["wave_seconds"] = wave_seconds()
     for name, make in SUBJECTS.items():
         if name not in options.subjects:
             continue
-        subject = make()
-        for steps in STEPS[:1] if options.smoke else STEPS:
-            pricing = priced(subject, steps)
-            chosen = [
-                way._replace(plan=fixed_at(way.plan, way.iteration)) for way in ways(steps)[0] if way.name in METHODS
-            ]
-            if dist.get_rank() == 0 and name not in document["networks"]:
-                curve = pricing[BESIDE].known.curve
-                document["networks"][name] = {
-                    "units": [rows * subject.units for rows in curve.rows],
-                    "seconds": curve.seconds,
-                    "units_of_a_row": subject.units,
-                    "unit_bytes": subject.unit_bytes,
-                    "outside": pricing[ALONE].overhead(chosen[0].plan, 1) / steps,
-                }
-            for way in chosen:
-                times = rounds(subject, way, options.samples)
-                if dist.get_rank() == 0:
-                    row = row_of(way, times, pricing, measured(document)[name], link)
-                    document["results"].append({"subject": name, "steps": steps, **row})
-                yield document
+        subject, grids = make(), STEPS[:1] if options.smoke else STEPS
+        pricing = {steps: priced(subject, steps) for steps in grids}
+        chosen = [
+            way._replace(plan=fixed_at(way.plan, way.iteration))
+            for steps in grids
+            for way in ways(steps)[0]
+            if way.name in METHODS
+        ]
+        times: list[Times] = [{} for _ in chosen]
+        probes = Probes(subject.single(grids[0]), subject.whole(grids[0]), chosen)
+        for sample in range(-1, options.samples):
+            for way, found in zip(chosen, times, strict=True):
+                time_ways(subject, way, sample, found)
+            probes.measure(ranks, [pricing[way.steps][RANKS] for way in chosen], kept=sample >= 0)
+        if dist.get_rank() == 0:
+            about = {"name": name, "units_of_a_row": probes.whole.units, "unit_bytes": subject.unit_bytes}
+            costs = document["networks"][name] = {**about, **probes.document(subject.unit_bytes)}
+            for way, found in zip(chosen, times, strict=True):
+                row = row_of(way, found, pricing[way.steps], costs)
+                document["results"].append({"subject": name, "steps": way.steps, **row})
+        yield document
 
 
 def exchange_seconds(ranks: Ranks) -> float:
@@ -280,6 +301,7 @@ def show(document: dict[str, Any]) -> None:
                 "error": f"{row[RANKS]['error']:+.0%}",
                 "simulated ms": f"{1e3 * row[RANKS]['simulated_seconds']:.1f}",
                 "its error": f"{row[RANKS]['error_of_simulator']:+.0%}",
+                "of 1 process": f"{row[ALONE]['error_of_simulator']:+.0%}",
             }
             for row in here
         ]

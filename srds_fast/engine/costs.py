@@ -94,21 +94,26 @@ def price(
     replayed: bool,
     cache: CurveCache | None = None,
     modules_found: Sequence[nn.Module] = (),
+    replicated: bool = False,
 ) -> Pricing:
     """The costs of calls like one that is about to be made, measured if they are not known.
 
     key: of the kind of call, but for the state and the format of the network's input. dtype: of the network's output.
     replayed: the call will be replayed from graphs: nothing is then spent between network calls. cache: for other
-    processes, which find the costs by the networks of `modules_found`.
+    processes, which find the costs by the networks of `modules_found`. replicated: ranks that share the call may also
+    evaluate all rows themselves.
     """
 
     def measured() -> CostCurve:
         started, shared = time.perf_counter(), distributed.current()
         if shared is None:
-            widths = [width for width in WIDTHS if width <= (max_rows or width)]
-            found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+            found = measure_widths(evaluator, noise.num_steps, state, inputs.network, max_rows, replayed=replayed)
         else:
-            found = measure_shared(shared, evaluator, noise.num_steps, state, inputs.network, dtype, max_rows)
+            given = evaluator, noise.num_steps, state, inputs.network
+            found = measure_shared(shared, *given, dtype, max_rows)
+            if replicated:
+                with distributed.replicating(True):
+                    found = replace(found, replicated=measure_widths(*given, max_rows, replayed=False))
         logger.debug("Network calls of %s rows take %s seconds.", found.rows, found.seconds)
         logger.info(
             "Measured how long a network call takes with 1 to %s, in %s.",
@@ -137,7 +142,8 @@ def price(
                 branches = 1 if inputs.guidance is None else len(inputs.guidance)
                 # the waves of the sequential loop are alike
                 timed = min(MOST_TIMED, len(run.program)) if plan.is_sequential else len(run.program)
-                found = between_calls(run.next, dtype, branches, timed, len(run.program))
+                with distributed.replicating(plan.replicated):
+                    found = between_calls(run.next, dtype, branches, timed, len(run.program))
                 run.close()
                 return found
         except (Diverged, torch.OutOfMemoryError):
@@ -157,6 +163,20 @@ def price(
     known = costs.of((*of_call, replayed), curve)
     here, stochastic = context_of(state.device, noise, networks), noise.spread is not None
     return Pricing(known, between, here, (*of_call, replayed), stochastic)
+
+
+def measure_widths(
+    evaluator: Callable[[Program], Evaluator],
+    num_steps: int,
+    x: Tensor,
+    network: NetworkInput,
+    max_rows: int | None,
+    *,
+    replayed: bool,
+) -> CostCurve:
+    """The curve of calls that this process makes alone, at the usual widths; see `measure`."""
+    widths = [width for width in WIDTHS if width <= (max_rows or width)]
+    return measure(evaluator, of_widths(num_steps, widths), x, network, replayed=replayed)
 
 
 @torch.no_grad()
@@ -194,7 +214,7 @@ def measure_shared(
     ranks = shared.ranks.size
     widths = [width for width in sorted({1, *(ranks * width for width in WIDTHS)}) if width <= (max_rows or width)]
     program, before = of_widths(num_steps, widths), shared.work
-    evaluator(program)(_wave(program, 0, x, network))
+    evaluator(program)(wave_of(program, 0, x, network))
     units = shared.work.since(before).of_all
     whole = measure(evaluator, program, x, network, replayed=False)
     gathers = [gather_seconds(shared, rows * units, x, dtype) for rows in whole.rows]
@@ -225,7 +245,7 @@ def gather_seconds(shared: SharedCall, units: int, x: Tensor, dtype: torch.dtype
     return statistics.median(times)
 
 
-def _wave(program: Program, number: int, x: Tensor, network: NetworkInput) -> Evaluate:
+def wave_of(program: Program, number: int, x: Tensor, network: NetworkInput) -> Evaluate:
     """A wave of a program, every row at x, [batch, ...]."""
     positions = program.positions[number]
     given = network.empty(len(positions), x)
@@ -251,7 +271,7 @@ def _measured(
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
             break
         try:
-            wave = _wave(program, number, x, network)
+            wave = wave_of(program, number, x, network)
             with distributed.attempt("measuring a width"):
                 calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
         except Exception as why:  # out of memory, or another error of a network whose batch is too wide

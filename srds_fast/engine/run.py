@@ -21,9 +21,13 @@ from ..solvers.program import Program
 from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_LAW, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
 from ..words import counted
 from . import cancellation
+from .distributed import call as distributed
 from .x0_previews import X0Previews
 
 Observer = Callable[[Checkpoint], None]
+# predicted seconds of waves, or their number where nothing is predicted, after which ranks that replicate hear of each
+# other: a rank that was interrupted ends the call on all
+UNHEARD, UNHEARD_WAVES = 0.05, 8
 
 
 def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
@@ -113,6 +117,7 @@ class Run:
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = self.counts.seconds
         self.final_steps, self.shown, self.stopped = 0, -1, False
+        self._unheard = 0.0
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
         self._previews: X0Previews | None = None
@@ -141,7 +146,8 @@ class Run:
         try:
             return self._advance(output)
         except StopIteration as stop:
-            self.sample = stop.value
+            # the core of a rank that replicates has come to a sample of its own; the newest is that of rank 0
+            self.sample = stop.value if distributed.current() is distributed.dividing() else self.newest
             self.final_steps = self.program.num_steps
             if self.watch is not None:
                 self.watch.settle(self._settled_before + self.final_steps)
@@ -185,17 +191,30 @@ class Run:
                 self.handed_out = event
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
+                self._hear(len(event.positions))
                 if self.watch is not None:
                     settled = self._settled_before + self.final_steps
                     # a replayed wave is launched already: its sample is waited for
                     self.watch.wave(len(event.positions), settled, interrupts=not self._replays)
                 self.counts.peak_rows = max(self.counts.peak_rows, len(event.positions))
                 return event
+            event = _of_first(event)
             answer = self._judge(event)
             self.newest = merged(self.newest, event.sample, event.samples)
             if self._observer is not None:
                 self._observer(event.copied(final=answer == ()))
             self.shown = event.iteration
+
+    def _hear(self, rows: int) -> None:
+        """Before a wave of so many rows. Ranks that share rows hear of each other in every wave."""
+        call = distributed.current()
+        if call is None or not call.replicates:
+            return
+        prediction = self.plan.prediction
+        self._unheard += UNHEARD / UNHEARD_WAVES if prediction is None else self.plan.costs(prediction.curve)(rows)
+        if self._unheard >= UNHEARD:
+            self._unheard = 0.0
+            call.look()
 
     def received(self) -> None:
         """The wave handed out last has been run."""
@@ -271,7 +290,7 @@ class Run:
         rows = len(wave.positions)
         self.counts.add(rows, len(wave.samples), times)
         if self.plan.prediction is not None:
-            seconds = times * self.plan.prediction.curve(rows)
+            seconds = times * self.plan.costs(self.plan.prediction.curve)(rows)
             self.counts.network_seconds = (self.counts.network_seconds or 0.0) + seconds
 
     def _diagnosis(self, what: str) -> str:
@@ -285,6 +304,23 @@ class Run:
             "Inf, or the method is unstable on this schedule. Run method='sequential' to see whether the network is "
             f"at fault; if it is not, {self.plan.options.advice}."
         )
+
+
+def _of_first(checkpoint: Checkpoint) -> Checkpoint:
+    """That of rank 0, where each rank has come to its own: ranks stop alike, and have the same sample."""
+    call = distributed.current()
+    if call is None or not call.replicates:
+        return checkpoint
+    own: list[Tensor] = []
+
+    def note(each: Tensor) -> Tensor:
+        own.append(each)
+        return each
+
+    checkpoint.measured(note)
+    sample, *measured = call.take_all([checkpoint.sample, *own])
+    of_first = iter(measured)
+    return replace(checkpoint.measured(lambda each: next(of_first)), sample=sample)
 
 
 def _folded(noise: NoiseTable, inputs: SolverInputs, wave: Evaluate, output: Tensor) -> Tensor:

@@ -61,6 +61,15 @@ def candidates(
                     yield plan
 
 
+def replicated(num_steps: int, settings: Settings, stochastic: bool) -> Iterator[Plan]:
+    """The plans to compare where each of several ranks evaluates all rows by itself, sequential first.
+
+    Windows that slide are left out: values decide which rows are next, so ranks that round differently would part.
+    """
+    of_one = candidates(num_steps, settings, stochastic)
+    return (replace(plan, replicated=True) for plan in of_one if not plan.slides)
+
+
 def fixed_at(plan: Plan, iteration: int) -> Plan:
     """The plan that always runs so many iterations."""
     return plan if plan.is_sequential else replace(plan, max_iterations=iteration, calibrated=True)
@@ -86,6 +95,8 @@ def plans_of(
     plans = [
         plan for way in (False, True) for plan in candidates(num_steps, asked, stochastic, calibrated=way, ranks=ranks)
     ]
+    if prediction.curve.replicated is not None:
+        plans += replicated(num_steps, asked, stochastic)
     found = {}
     for each in prediction.candidates:
         for plan in plans:

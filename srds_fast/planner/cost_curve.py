@@ -21,6 +21,7 @@ class CostCurve:
     nbytes: tuple[int, ...] | None = None  # peak device memory of a call of each; None where that cannot be measured
     most_rows: int | None = None  # widest call there is memory for; None: no limit was met
     ranks: int = 1  # that share each call; rows, seconds, bytes and most_rows are then of calls that all make together
+    replicated: CostCurve | None = None  # of the same calls if each rank makes them by itself; None: not measured
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise((0, *self.rows)))

@@ -67,4 +67,4 @@ class Experience:
 
 def kind_of_run(plan: Plan) -> Hashable:
     """What the iterations that a run takes depend on."""
-    return replace(plan, options=plan.options.same_iterations()).signature, plan.tolerance
+    return replace(plan, options=plan.options.same_iterations(), replicated=False).signature, plan.tolerance

@@ -153,7 +153,8 @@ class Exploration:
         with self._lock:
             self.version, self._hope = version, hope or {}
             compared = {plan.signature: plan for plan in plans}
-            self._sequential = next(key for key, plan in compared.items() if plan.is_sequential)
+            if self._sequential not in compared:
+                self._sequential = next(key for key, plan in compared.items() if plan.is_sequential)
             timed = {key: plan for key, plan in self._ways.items() if key in self._seconds or key == STOCK}
             self._ways = {**timed, **compared}
             if self._seconds:

@@ -69,7 +69,8 @@ class Prediction:
     earliest: int = 1  # iteration before which no run of it is expected to stop
 
     def __str__(self) -> str:
-        lines = [f"chosen because it is {self.why}" if self.chosen.name != SEQUENTIAL else f"because {self.why}"]
+        sequential = self.chosen.name.startswith(SEQUENTIAL)
+        lines = [f"because {self.why}" if sequential else f"chosen because it is {self.why}"]
         lines.append(f"  {'predicted ms':>12}  {'waves':>5}  {'rows':>5}  {'peak':>4}  {'MiB':>6}  plan")
         for each in self.candidates:
             memory = "-" if each.nbytes is None else f"{each.nbytes / 2**20:.0f}"
@@ -89,6 +90,7 @@ class Plan:
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         max_rows, engine, tolerance, exact: as in `compile`.
         calibrated: run max_iterations, however the samples change: so many were found to be enough.
+        replicated: where several ranks make the call, each evaluates all rows by itself, and nothing is gathered.
         prediction: what it is expected to take and why it was chosen, if costs were measured.
         context: where they were; a call elsewhere raises PlanMismatch.
     """
@@ -101,6 +103,7 @@ class Plan:
     tolerance: float
     exact: bool
     calibrated: bool = False
+    replicated: bool = False
     prediction: Prediction | None = field(default=None, compare=False)
     context: Context | None = field(default=None, compare=False)
 
@@ -141,7 +144,12 @@ class Plan:
     @property
     def signature(self) -> Hashable:
         """What a recording depends on: all but when to stop."""
-        return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
+        asked = self.max_rows, self.bitwise, self.replicated
+        return self.options, self.num_inference_steps, self.max_iterations, *asked
+
+    def costs(self, curve: CostCurve) -> CostCurve:
+        """The costs of its network calls, out of those of all ways to make them."""
+        return curve.replicated if self.replicated and curve.replicated is not None else curve
 
     @property
     def slides(self) -> bool:
@@ -176,7 +184,7 @@ class Plan:
     def short(self) -> str:
         """Its name among candidates."""
         fixed = [counted(self.max_iterations, "iteration")] if self.calibrated and not self.is_sequential else []
-        return ", ".join([self.method, *self.options.words(), *fixed])
+        return ", ".join([self.method, *self.options.words(), *fixed, *(["replicated"] if self.replicated else [])])
 
     def __str__(self) -> str:
         return "\n".join([*self._counts(), *([] if self.prediction is None else [str(self.prediction)])])

@@ -13,7 +13,7 @@ from ..solvers.method import SAME_LAW
 from ..solvers.program import Spent
 from ..telemetry.report import Report
 from ..words import counted
-from .choose import candidates, fixed_at, until, within_memory
+from .choose import candidates, fixed_at, replicated, until, within_memory
 from .context import Context
 from .cost_curve import CostCurve
 from .experience import Experience, Shares
@@ -85,8 +85,9 @@ class Pricing:
 
     def network(self, plan: Plan, iteration: int, dearer: float = 1.0) -> float:
         """Seconds in the network of a run that ends with an iteration, if rows beyond the first cost so much more."""
-        one = (1.0 - dearer) * self.known.curve(1)
-        return sum(one + dearer * self.known.curve(rows) for rows in until(plan, iteration).widths(iteration))
+        curve = plan.costs(self.known.curve)
+        one = (1.0 - dearer) * curve(1)
+        return sum(one + dearer * curve(rows) for rows in until(plan, iteration).widths(iteration))
 
     def expected_network(self, plan: Plan, dearer: float = 1.0) -> float:
         """Seconds that runs will spend in the network, the mean over how many iterations they take."""
@@ -118,7 +119,7 @@ def _priced(plan: Plan, pricing: Pricing) -> Candidate:
     spent = Spent(len(widths), sum(widths), max(widths))
     seconds = pricing.expected_network(plan) + pricing.overhead(plan, iteration)
     fixed_seconds = pricing.of(fixed_at(plan, iteration), iteration)
-    nbytes = pricing.known.curve.memory(spent.peak_rows)
+    nbytes = plan.costs(pricing.known.curve).memory(spent.peak_rows)
     return Candidate(plan.short(), iteration, *spent, seconds, fixed_seconds, nbytes)
 
 
@@ -177,8 +178,10 @@ def compare(
     the plan chosen with less known. Graphs of it may exist, so it stays while it is nearly as fast.
     """
     settings = within_memory(settings, pricing.most_rows)
-    ranks = pricing.known.curve.ranks
-    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=iterations is not None, ranks=ranks)
+    costs, measured = pricing.known.curve, iterations is not None
+    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=measured, ranks=costs.ranks)
+    if not measured and costs.replicated is not None:
+        others += replicated(num_steps, within_memory(settings, costs.replicated.most_rows), stochastic)
     if iterations is not None:
         enough = ((plan, iterations.get(plan.signature)) for plan in others)
         others = [fixed_at(plan, count) for plan, count in enough if count is not None]
@@ -199,7 +202,7 @@ def compare(
     all_candidates, curve = tuple(candidate for candidate, _ in found), pricing.known.curve
 
     def predicted(candidate: Candidate, plan: Plan) -> Plan:
-        why = _why(candidate, reference, len(found) > 1, len(others) > 0, curve)
+        why = _why(plan, candidate, reference, len(found) > 1, len(others) > 0, curve)
         prediction = Prediction(candidate, all_candidates, why, curve, pricing.shares(plan)[0][0])
         return replace(plan, prediction=prediction, context=pricing.context)
 
@@ -210,20 +213,23 @@ def _shortlist(plans: list[Plan], pricing: Pricing, kept: Hashable) -> list[Plan
     """The plans to look at closely, of those that are sorted by their time in the network.
 
     The costs are those of one moment, and iterations are predicted for each method in its own way. So the best plan of
-    each method is among them, and the best one if rows cost more: what runs take can then decide.
+    each method is among them, shared and replicated, and the best one if rows cost more: what runs take then decides.
     """
-    best_of = {plan.method: plan for plan in reversed(plans)}
+    best_of = {(plan.method, plan.replicated): plan for plan in reversed(plans)}
     if_busy = min(plans, key=lambda plan: pricing.expected_network(plan, BUSY), default=None)
     wanted = [*plans[:CLOSELY], *best_of.values(), if_busy]
     return [plan for plan in plans if plan in wanted or plan.signature == kept]
 
 
-def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: bool, curve: CostCurve) -> str:
+def _why(plan: Plan, best: Candidate, sequential: Candidate, compared: bool, had_choice: bool, whole: CostCurve) -> str:
+    curve = plan.costs(whole)
     growth = curve(curve.rows[-1]) / curve(1)
     most = counted(curve.rows[-1], "row")
     how = f"a network call of {most} takes {growth:.1f} times as long as a call of one row ({curve.how})"
     if curve.ranks > 1:
         how += f", both shared by {curve.ranks} ranks"
+    if plan.replicated:
+        how += ", and each rank evaluates all rows by itself"
     if curve.most_rows is not None:  # the network raised, or there was no memory
         how += f"; calls of more than {counted(curve.most_rows, 'row')} failed"
     if best is not sequential:

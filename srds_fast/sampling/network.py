@@ -66,4 +66,5 @@ def price_of(
         replayed=replayed,
         cache=planner.cache,
         modules_found=network.modules_found,
+        replicated=True,
     )

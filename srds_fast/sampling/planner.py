@@ -91,7 +91,7 @@ class Planner:
             return None
         kind, no_loop = "graph" if auto else self.engine, None
         if shared:
-            no_loop = "in every wave the ranks tell each other how they fare, which no graph of the loop can hold"
+            no_loop = "the ranks tell each other how they fare while the call runs, which no graph of the loop can hold"
         return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind=kind, no_loop=no_loop)
 
     def choose(

@@ -196,7 +196,7 @@ class RowDenoiser:
         """Network output of the wave, [rows, samples, ...]; InvalidArgument if it is no prediction."""
         x, t, cond = wave.x.flatten(0, 1), self._per_state.of(self._timesteps, wave), self._cond_of(wave)
         with telemetry.span("network", "network", len(wave.positions)):
-            if (call := distributed.current()) is None:
+            if (call := distributed.dividing()) is None:
                 return self._checked(x, t, cond).reshape(wave.x.shape)
 
             def run(_: int, part: slice) -> Tensor:

@@ -190,7 +190,7 @@ class Session:
             self._before = self._shared.work
         evaluate = self._evaluator()
         try:
-            with distributed.attempt("a run"):
+            with distributed.attempt("a run"), distributed.replicating(self.plan.replicated):
                 self._run_waves(evaluate, advance)
         except Diverged as error:
             self._recover(error)

@@ -92,7 +92,7 @@ def costs_of(
         rows = steps if program is None else program.num_rows
         curve = CostCurve((1,), (seconds / rows,))
         return CallCosts(curve, (1,) * rows, steps, measured=tuple(measured))
-    iterations, curve = plan.prediction.chosen.iterations, plan.prediction.curve
+    iterations, curve = plan.prediction.chosen.iterations, plan.costs(plan.prediction.curve)
     widths = (1,) * steps if plan.is_sequential else tuple(until(plan, iterations).widths(iterations))
     outside = max(0.0, seconds - _network_seconds(curve, widths, 1))
     return CallCosts(curve, widths, steps, outside, tuple(measured))

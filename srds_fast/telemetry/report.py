@@ -111,8 +111,9 @@ class Report:
         left_out: the options that were not applied, each with its reason.
         capture_seconds: time for recording graphs for later calls; not part of `seconds`.
         dropped_waves: waves that graphs ran before the decision to stop was known; not part of `waves`.
-        ranks: processes that shared the rows. rank_units: entries of network batches (row, guidance branch and sample)
-            that this rank evaluated, that all ranks evaluated, and that the busiest rank of each wave did, summed;
+        ranks: processes that made the call together. rank_units: of the rows that they shared, entries of network
+            batches (row, guidance branch and sample) that this rank evaluated, that all ranks evaluated, and that the
+            busiest rank of each wave did, summed; 0 where each evaluated all rows itself, as in a replicated plan.
             gather_seconds: what this rank spent on waiting for others and on gathering outputs, part of `seconds`.
         timeline: under `srds_fast.profile`, the ranges of the call summed by phase: "count", "seconds" on the host, and
             "device_seconds" measured by events (None unless a trace is written on a CUDA device). Phases are those of

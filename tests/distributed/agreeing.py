@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from srds_fast import clock
 from srds_fast.engine import compiled
 from srds_fast.engine.distributed.call import sharing
 from srds_fast.engine.distributed.ranks import ranks_of
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 
 
 @check
@@ -171,6 +174,17 @@ def cancelled() -> Any:
     found = latents(fast, call)
     handle.remove()
     return [ends, after, fast.report.interrupted, fast.report.waves, found.flatten()[:4].tolist()]
+
+
+@check
+def cancelled_where_no_rows_are_shared() -> Any:
+    """`cancel` set on rank 1 at its fourth step of forty: how the call ends, network calls, and the next call."""
+    event, steps = threading.Event(), 40
+    plan = replace(choose(steps, Settings(method="sequential")), replicated=True)
+    network = Failing(lambda m: (event.set(), m)[1], 4, 1)
+    ends = ended(lambda: sampled(network, plan=plan, steps=steps, parallel="auto", cancel=event))
+    expected = sampled(method="sequential", steps=steps).sample
+    return [ends, network.calls, apart(sampled(plan=plan, steps=steps, parallel="auto").sample, expected)]
 
 
 @check

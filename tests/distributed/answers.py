@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,8 @@ from ranked import STEPS, apart, check, ended, latents, named, noise, own_gpu, p
 from torch import Tensor, nn
 
 import srds_fast
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 from srds_fast.solvers.registry import BY_NAME
 
 
@@ -97,6 +100,29 @@ def to_the_bit() -> Any:
         finally:
             pipe.unet.__class__ = whole
         assert one.report.path == "takeover"
+    return found
+
+
+class RoundsOtherwise(Network):
+    """On rank 1 each output is a little different, as on another device."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t) * (1 + 1e-12 * rank())
+
+
+@check
+def replicated() -> Any:
+    """Of plans whose rows no rank shares: whether the sample has the bits of rank 0 alone; what tells stops; units."""
+    found = {}
+    for name in BY_NAME:
+        plan = choose(STEPS, Settings(method=name), stochastic=False)
+        if plan.slides:
+            continue
+        alone = sampled(Network(), plan=plan)
+        ours = sampled(RoundsOtherwise(), plan=replace(plan, replicated=True), parallel="auto")
+        report = ours.report
+        stops = [report.stopped_by, report.change, report.iterations_per_sample, report.waves, report.ranks]
+        found[name] = [torch.equal(ours.sample, alone.sample), stops, report.rank_units]
     return found
 
 
@@ -196,4 +222,6 @@ def every_method_on_gpus() -> Any:
             sampled(lambda x, t: network(x), x, **how, **call_of(name, parallel=each)) for each in (None, "auto")
         )
         found[name] = apart(together.sample, alone.sample)
-    return found
+    plan = replace(choose(STEPS, Settings(method="srds")), replicated=True)
+    alone, together = (sampled(lambda x, t: network(x), x, plan=plan, parallel=each) for each in (None, "auto"))
+    return {**found, "srds, replicated": apart(together.sample, alone.sample)}

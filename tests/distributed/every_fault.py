@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import os
 import signal
@@ -20,6 +21,8 @@ from ranked import apart, latents, pipeline, rank, sampled
 from torch import Tensor
 
 import srds_fast
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 
 STEPS = 8
 # seconds: of the group, where ranks are lost; that a rank sleeps; and after which a case counts as a hang
@@ -78,6 +81,11 @@ def of_samples(method: str) -> Callable[[], Callable[[Faulty], Tensor]]:
     return make
 
 
+def replicated() -> Callable[[Faulty], Tensor]:
+    plan = dataclasses.replace(choose(STEPS, Settings(method="srds", exact=True)), replicated=True)
+    return lambda fault: sampled(Through(fault), plan=plan, parallel="auto", steps=STEPS).sample
+
+
 def of_pipelines(**how: Any) -> Callable[[], Callable[[Faulty], Tensor]]:
     def make() -> Callable[[Faulty], Tensor]:
         pipe, call = pipeline("stable_diffusion")
@@ -106,6 +114,7 @@ WAYS: dict[str, Callable[[], Callable[[Faulty], Tensor]]] = {
     "sample, collocation": of_samples("collocation"),
     "sample, sequential": of_samples("sequential"),
     "sample, auto": of_samples("auto"),
+    "sample, replicated": replicated,
     "pipeline, recorded calls": of_pipelines(),
     "pipeline, its own turns": of_pipelines(callback_on_step_end=lambda *_: {}),
     OWN_LOOP: of_pipelines(callback=lambda *_: None, callback_steps=1),
@@ -208,7 +217,7 @@ LOST: dict[str, tuple[Callable[[Tensor], Tensor], Sequence[int]]] = {
     "SIGKILL": (_die, range(1, 100)),
     "sleep beyond the timeout": (_sleep, (1, 3, 9, 27, 81)),
 }
-LOSING = ("sample, srds", "pipeline, recorded calls", "pipeline, its own turns")
+LOSING = ("sample, srds", "sample, replicated", "pipeline, recorded calls", "pipeline, its own turns")
 
 
 def losing(way: str, kind: str, at: int, on: int) -> Callable[[], Any]:

@@ -12,8 +12,10 @@ from torch import nn
 
 from bench.scaling import real
 from bench.scaling.models import measured
+from bench.scaling.probes import SHARED
 from srds_fast.engine.distributed.call import shares_of
 from srds_fast.engine.distributed.digests import digest_of_weights
+from srds_fast.engine.run import UNHEARD_WAVES
 from srds_fast.solvers.registry import BY_NAME
 
 # of faults that one process ends in too
@@ -53,6 +55,17 @@ def test_with_as_many_rows_a_call_one_process_gives_the_same_bits(found: Found) 
         alike = of_rank["to_the_bit"]
         assert len(alike) == 2 * len(BY_NAME) + 2
         assert all(alike.values()), [name for name, same in alike.items() if not same]
+
+
+def test_ranks_that_evaluate_all_rows_themselves_stop_alike_and_have_the_sample_of_rank_0(found: Found) -> None:
+    for of_rank in found:
+        replicated = of_rank["replicated"]
+        assert replicated.keys() >= {"sequential", "srds", "collocation", "parataa"}
+        for name, (same_bits, stops, units) in replicated.items():
+            assert same_bits, name
+            assert stops == found[0]["replicated"][name][1], name
+            assert stops[-1] == len(found)
+            assert units == [0, 0, 0], "no rows are shared"
 
 
 def test_noise_is_that_of_one_process_and_generators_end_where_they_do(found: Found) -> None:
@@ -185,8 +198,11 @@ def test_every_method_is_timed_in_each_way_beside_its_predictions(found: Found) 
         assert row[f"loop_over_{real.ALONE}"] == pytest.approx(
             row[real.ALONE]["loop_seconds"][0] / ours["loop_seconds"][0]
         )
-    (network,) = measured(document).values()
-    assert network.units == 1
+        alone = row[real.ALONE]
+        assert alone["error_of_simulator"] == pytest.approx(alone["simulated_seconds"] / alone["loop_seconds"][0] - 1)
+    (costs,) = document["networks"].values()
+    assert measured(costs).units == 1
+    assert set(costs["gather_by_rows"]) == {str(rows) for rows in SHARED}
     assert document["exchange_seconds"] > 0
 
 
@@ -235,6 +251,14 @@ def test_a_cancelled_rank_ends_the_call_on_all_within_a_wave(found: Found) -> No
         assert calls in (4, 5), "the others learn of it after their share of the next wave"
         assert interrupted
         assert (waves, sample) == (found[0]["cancelled"][3], found[0]["cancelled"][4])
+
+
+def test_ranks_that_share_no_rows_hear_of_a_cancelled_one_within_some_waves(found: Found) -> None:
+    for of_rank in found:
+        (error, _), calls, apart = of_rank["cancelled_where_no_rows_are_shared"]
+        assert error == "Cancelled"
+        assert 4 <= calls <= 4 + UNHEARD_WAVES
+        assert apart <= 1e-12
 
 
 def test_a_rank_that_is_cancelled_before_the_call_leaves_no_other_waiting(found: Found) -> None:

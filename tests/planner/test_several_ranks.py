@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import srds_fast
-from srds_fast.planner.choose import candidates, plan_of, plans_of
+from srds_fast.planner.choose import candidates, plan_of, plans_of, replicated
 from srds_fast.planner.context import Context
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.search import Known, Pricing, compare
@@ -15,17 +18,18 @@ from srds_fast.planner.settings import Settings
 from srds_fast.solvers.srds import SRDS
 
 IN_PROPORTION = CostCurve((1, 256), (1.0, 256.0))
+CONTEXT = Context("devices", "2.0", "0.1", None, "steps")
 # of srds alone
 LOOSE, USUAL = Settings(coarse_solver="2m", tolerance=2e-2), Settings(coarse_solver="2m")
 
 
-def pricing(ranks: int, gather: float = 0.0, units: int = 1) -> Pricing:
+def pricing(ranks: int, gather: float = 0.0, units: int = 1, replicated: CostCurve | None = None) -> Pricing:
     """One unit of work takes a second. gather: seconds of each; units: guidance branches of a row."""
-    curve = IN_PROPORTION.shared(ranks, units, lambda _: gather, 128)
-    return Pricing(Known(curve), lambda plan: 0.0, Context("devices", "2.0", "0.1", None, "steps"))
+    curve = replace(IN_PROPORTION.shared(ranks, units, lambda _: gather, 128), replicated=replicated)
+    return Pricing(Known(curve), lambda plan: 0.0, CONTEXT)
 
 
-def fastest(steps: int, settings: Settings, *given: float, **more: int) -> srds_fast.Plan:
+def fastest(steps: int, settings: Settings, *given: float, **more: Any) -> srds_fast.Plan:
     return compare(steps, settings, False, pricing(*given, **more))[0]  # type: ignore[arg-type]
 
 
@@ -95,3 +99,48 @@ def test_plans_of_a_prediction_are_found_again() -> None:
     plan = fastest(50, Settings(tolerance=2e-2), 4)
     found = plans_of(plan.prediction, 50, {"tolerance": 2e-2}, stochastic=False)
     assert found.keys() == set(plan.prediction.candidates)
+
+
+FREE = CostCurve((1, 256), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("alone", [FREE, IN_PROPORTION], ids=["free rows", "rows in proportion"])
+def test_ranks_are_never_predicted_slower_than_one_process(alone: CostCurve) -> None:
+    """A gather takes a hundred times as long as a row: each rank evaluates all rows by itself."""
+    of_one = compare(50, USUAL, False, Pricing(Known(alone), lambda plan: 0.0, CONTEXT))[0]
+    dear = compare(50, USUAL, False, pricing(2, 100.0, replicated=alone))[0]
+    assert dear.replicated
+    assert replace(dear, replicated=False) == of_one
+    assert dear.prediction.chosen.seconds == of_one.prediction.chosen.seconds
+    assert dear.prediction.chosen.name == f"{of_one.short()}, replicated"
+    assert "each rank evaluates all rows by itself" in dear.prediction.why
+    assert {plan.replicated for plan in plans_of(dear.prediction, 50, {"coarse_solver": "2m"}, False).values()} == {
+        True,
+        False,
+    }
+
+
+def test_rows_are_shared_where_the_gather_is_cheap() -> None:
+    assert not compare(50, USUAL, False, pricing(4, 0.0, replicated=IN_PROPORTION))[0].replicated
+
+
+def test_a_replicated_plan_has_no_wave_that_one_rank_has_no_memory_for() -> None:
+    def widest(most: int | None) -> int:
+        plan = fastest(50, USUAL, 2, 100.0, replicated=replace(FREE, most_rows=most))
+        assert plan.replicated
+        return int(plan.program().peak_rows)
+
+    assert widest(4) <= 4 < widest(None)
+
+
+def test_windows_that_slide_are_not_replicated() -> None:
+    settings = Settings(method="paradigms")
+    assert {plan.method for plan in replicated(50, settings, False)} == {"sequential"}
+    assert all(plan.replicated for plan in replicated(50, Settings(), False))
+
+
+def test_a_replicated_plan_is_saved_as_one(tmp_path: Path) -> None:
+    plan = compare(50, USUAL, False, pricing(2, 100.0, replicated=FREE))[0]
+    plan.save(tmp_path / "plan.json")
+    found = srds_fast.Plan.load(tmp_path / "plan.json")
+    assert (found, found.prediction) == (plan, plan.prediction)

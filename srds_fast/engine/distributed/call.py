@@ -60,6 +60,7 @@ class SharedCall:
     work: Work = NOTHING_DONE
     exchanges: int = 0
     random: Mapping[torch.device, Tensor] | None = None
+    replicates: bool = False  # each rank evaluates all rows, see `replicating`
     told: bool = field(default=False, repr=False)  # all ranks know how the call has ended
     uneven: bool = field(default=False, repr=False)  # something failed, not on all ranks alike
     _level: int = field(default=0, repr=False)  # of the attempt under way; 0: none is
@@ -99,6 +100,13 @@ class SharedCall:
         self._exchange(Header(Doing.TAKE, size=tensor.numel()), f"take {tensor.numel()} numbers of rank 0")
         with self._hearing():
             return self.ranks.take(tensor)
+
+    def take_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same for several tensors at once, on one device."""
+        whole = self.take(torch.cat([each.contiguous().flatten().view(torch.uint8) for each in tensors]))
+        parts = whole.split([each.nbytes for each in tensors])
+        # a view in another dtype begins at a multiple of its size: each part gets memory of its own
+        return [part.clone().view(own.dtype).view(own.shape) for part, own in zip(parts, tensors, strict=True)]
 
     def look(self) -> bool:
         """Whether any rank was interrupted, where nothing else is exchanged that tells."""
@@ -353,6 +361,29 @@ def size() -> int:
     """How many ranks make the call under way."""
     call = current()
     return 1 if call is None else call.ranks.size
+
+
+def dividing() -> SharedCall | None:
+    """The call under way, if its ranks divide the rows of a wave; None: this process evaluates them all."""
+    call = current()
+    return None if call is None or call.replicates else call
+
+
+@contextlib.contextmanager
+def replicating(wanted: bool) -> Iterator[None]:
+    """In the block each rank evaluates all rows of every wave itself: where networks are small, that is faster.
+
+    What the waves lead to must be taken from rank 0, as ranks may round differently.
+    """
+    call = current()
+    if call is None or not wanted:
+        yield
+        return
+    before, call.replicates = call.replicates, True
+    try:
+        yield
+    finally:
+        call.replicates = before
 
 
 def of_first(tensor: MaybeTensor) -> MaybeTensor:

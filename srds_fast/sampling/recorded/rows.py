@@ -41,7 +41,7 @@ class VariantRows:
 
     def outputs(self, wave: Evaluate) -> list[Tensor]:
         """What guidance makes a sum of, for each call that it uses: [branches * rows, samples, ...]."""
-        shared = distributed.current()
+        shared = distributed.dividing()
         if shared is None or self._chains is None:
             found = self._outputs(self.of.calls, wave, None)
         else:

@@ -12,7 +12,7 @@ import torch
 from test_speed import failing
 
 from bench import runner
-from bench.quality import entrants, histories, methods, peers, policy, search, tradeoff
+from bench.quality import entrants, histories, intervals, methods, peers, policy, search, tradeoff
 from bench.quality.contestants import CONTESTANTS, Contestant
 from bench.quality.search import Point
 from bench.runner import Entrant, Row
@@ -117,8 +117,8 @@ def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_wilson_intervals() -> None:
-    assert policy.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert policy.wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+    assert intervals.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert intervals.wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
 
 
 def test_everyone_ran_or_says_why_not(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from torch import Tensor
 
 from bench.runner import SEQUENTIAL
 from bench.speed.timing import reason, timed
@@ -46,15 +47,28 @@ class Taken:
     seconds: tuple[float, ...] = ()
 
 
-def with_noise(posed: Problem) -> Problem:
-    """The same problem with DDPM in the place of its scheduler."""
-    return posed._replace(scheduler=DDPMScheduler.from_config(posed.scheduler.config))
+def with_noise(posed: Problem, steps: int) -> Problem:
+    """The same problem with DDPM in the place of its scheduler.
+
+    The policy is trained with 100 levels of a cosine schedule. For more steps the schedule is finer, and the network is
+    asked at the times between: its level is a function of (t + 1) / levels.
+    """
+    scheduler, network = DDPMScheduler.from_config(posed.scheduler.config), posed.denoiser
+    levels: int = scheduler.config.num_train_timesteps
+    if steps <= levels or scheduler.config.beta_schedule != "squaredcos_cap_v2":
+        return posed._replace(scheduler=scheduler)
+
+    def denoiser(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return network(x, (t + 1) * (levels / steps) - 1, **cond)
+
+    finer = DDPMScheduler.from_config(scheduler.config, num_train_timesteps=steps)
+    return posed._replace(scheduler=finer, denoiser=denoiser)
 
 
 def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequence[str]) -> Iterator[Taken]:
     """Every method on every problem; progress is told on stderr."""
     for number in steps:
-        for posed in problems:
+        for posed in (with_noise(each, number) for each in problems):
             reference = [_run(posed, number, SEQUENTIAL, sample).sample for sample in range(len(posed.x))]
             for method in methods:
                 seconds, found = timed(partial(taken, posed, number, method, reference))
@@ -62,7 +76,7 @@ def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequenc
                 yield found
 
 
-def taken(posed: Problem, steps: int, method: str, reference: Sequence[torch.Tensor]) -> Taken:
+def taken(posed: Problem, steps: int, method: str, reference: Sequence[Tensor]) -> Taken:
     """Run a method on every sample. reference: the sequential samples."""
     try:
         runs = [timed(partial(_run, posed, steps, method, sample)) for sample in range(len(posed.x))]

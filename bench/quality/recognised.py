@@ -1,6 +1,6 @@
 """The bundled digits: are those that a method draws recognised as often as the sequential sampler's?
 
-    python -m bench.quality.digits --json bench/results/digits-ddpm.json
+    python -m bench.quality.recognised --json bench/results/digits-ddpm.json
 
 DDPM adds noise in every step, so `method="speculative"` draws other digits than the sequential sampler, which are to
 have the same law. A support vector machine, trained on real digits, reads every image; it is recognised where the
@@ -66,7 +66,7 @@ def show(rows: list[Row]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
-    found = parser("bench.quality.digits", __doc__)
+    found = parser("bench.quality.recognised", __doc__)
     found.add_argument("--steps", type=int, default=100)
     found.add_argument("--guidance", type=float, default=1.0)
     found.add_argument("--images", type=int, default=1000, help="of each method, at least")

@@ -3,8 +3,9 @@
     python -m bench.quality.policy --json bench/results/policy.json
 
 Two measurements, of every method at its defaults. Success: episodes of the push task, each with a seed of its own; the
-interval is Wilson's, of 95 %; "other end" counts the episodes that end otherwise than with the first of the methods,
-the sequential sampler. Speculative sampling takes other samples of the same law: there only the shares compare.
+interval is Wilson's, of 95 %. "more" is the interval of the share less that of the first of the methods, the sequential
+sampler, in points (Newcombe's, of 95 %, for independent episodes), and "other end" counts the episodes that end
+otherwise. Speculative sampling takes other samples of the same law: there only the shares compare.
 Calls: the policy decides for states that it meets in its episodes, one robot at a time, all methods in turn on the same
 state and noise; "max" and "mean" are of the differences between its actions and those of the stock loop. A step of the
 pusher is at most 0.08 long, and the disc has arrived within 0.05 of the goal.
@@ -15,7 +16,6 @@ The file is written after every method. An interrupted run goes on with --resume
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,9 +31,12 @@ from bench.command import parser, revision, write
 from bench.runner import AUTO, SEQUENTIAL
 from bench.speed.timing import reason, timed
 from bench.workloads.networks import DEVICE
+from bench.workloads.problems import states_met
 from srds_fast import Report, zoo
 from srds_fast.cli.output import show_table
-from srds_fast.zoo.push_policy import PushPolicy, Sampler
+from srds_fast.zoo.push_policy import PushPolicy
+
+from .intervals import apart, percent, wilson
 
 STOCK = "stock"
 METHODS = (SEQUENTIAL, AUTO, "collocation", "srds", "parataa", "speculative")
@@ -72,26 +75,6 @@ class Decider:
         generator, config = torch.Generator().manual_seed(number), self.policy.config
         noise = torch.randn(1, config.horizon, config.action_dim, generator=generator).to(DEVICE)
         return self.policy.chunk(self.trajectory(noise, observation, [generator]))[0]
-
-
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    z, share = 1.96, successes / episodes
-    middle = share + z**2 / (2 * episodes)
-    half = z * math.sqrt(share * (1 - share) / episodes + z**2 / (4 * episodes**2))
-    return (middle - half) / (1 + z**2 / episodes), (middle + half) / (1 + z**2 / episodes)
-
-
-def states_met(policy: PushPolicy, sampler: Sampler, count: int) -> list[Tensor]:
-    """Observations [1, n_obs_steps, state_dim] from the beginning, the middle and the end of episodes."""
-    met: list[Tensor] = []
-
-    def watched(noise: Tensor, observation: Tensor, generators: list[torch.Generator]) -> Tensor:
-        met.extend(observation.split(1))
-        return sampler(noise, observation, generators)
-
-    policy.episodes(range(1 + count // 4), watched)
-    return met[:: max(1, len(met) // count)][:count]
 
 
 def called(deciders: Sequence[Decider], states: Sequence[Tensor]) -> dict[str, Row]:
@@ -201,9 +184,10 @@ def _ends(row: Row) -> list[bool]:
 def show(rows: Sequence[Row], scheduler: str, steps: int) -> None:
     """Print the methods that ran with a scheduler, and why others did not."""
     here = [row for row in rows if row["scheduler"] == scheduler]
+    first = next((row for row in here if "successes" in row), {})
     show_table(
-        [_cells(row) for row in here if row["left_out"] is None],
-        text=("method", "success", "95 %"),
+        [_cells(row, first) for row in here if row["left_out"] is None],
+        text=("method", "success", "95 %", "more"),
         title=f"\npush task, {scheduler}, N = {steps}",
     )
     for row in here:
@@ -211,12 +195,18 @@ def show(rows: Sequence[Row], scheduler: str, steps: int) -> None:
             print(f"left out: {row['method']}: {row['left_out']}")
 
 
-def _cells(row: Row) -> dict[str, object]:
+def _cells(row: Row, first: Row) -> dict[str, object]:
+    """first: the row whose share of successes the others are compared with."""
     done = "successes" in row
+    more = None
+    if done and row is not first:
+        counts = ((row[name], first[name]) for name in ("successes", "episodes"))
+        more = percent(apart(*counts), signed=True)
     return {
         "method": row["method"] if row["method"] == row["ran"] else f"{row['method']} ran {row['ran']}",
         "success": f"{row['successes']} of {row['episodes']}" if done else None,
-        "95 %": f"{100 * row['lower']:.0f} to {100 * row['upper']:.0f}" if done else None,
+        "95 %": percent((row["lower"], row["upper"])) if done else None,
+        "more": more,
         "other end": row["other_end"] if done else None,
         "max": f"{row['max_difference']:.2g}",
         "mean": f"{row['mean_difference']:.2g}",

@@ -13,6 +13,7 @@ import srds_fast
 from srds_fast import zoo
 from srds_fast.sampling.rows import draw_noise, state_dtype
 from srds_fast.schedulers.table import NoiseTable
+from srds_fast.zoo.push_policy import PushPolicy, Sampler
 
 from .networks import DEVICE
 
@@ -47,8 +48,7 @@ class Problem(NamedTuple):
 
     def with_noise(self) -> Problem:
         """The same, with steps of DDPM, which add noise."""
-        scheduler = DDPMScheduler.from_config({**self.scheduler.config, "variance_type": "fixed_small"})
-        return self._replace(name=f"{self.name}, DDPM", scheduler=scheduler)
+        return self._replace(scheduler=DDPMScheduler.from_config(self.scheduler.config))
 
     @property
     def adds_noise(self) -> bool:
@@ -133,3 +133,28 @@ def mixture(samples: int, dimensions: int = 64, components: int = 5, spread: flo
         return eps
 
     return Problem(f"mixture of {components} Gaussians", denoiser, x, {}, scheduler)
+
+
+def policy_problem(samples: int) -> Problem:
+    """The bundled robot policy in states that it meets, with DDPM and the clip that it is trained for; float32."""
+    policy = zoo.load("policy").to(DEVICE)
+    config = policy.config
+
+    def own(noise: Tensor, observation: Tensor, generators: list[torch.Generator]) -> Tensor:
+        return policy.conditional_sample(len(noise), observation.flatten(1), generators, noise)
+
+    observation = torch.cat(states_met(policy, own, samples))
+    x = torch.randn(samples, config.horizon, config.action_dim, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    return Problem("policy", policy.denoiser, x, {"observation": observation}, policy.noise_scheduler)
+
+
+def states_met(policy: PushPolicy, sampler: Sampler, count: int) -> list[Tensor]:
+    """Observations [1, n_obs_steps, state_dim] from the beginning, the middle and the end of episodes."""
+    met: list[Tensor] = []
+
+    def watched(noise: Tensor, observation: Tensor, generators: list[torch.Generator]) -> Tensor:
+        met.extend(observation.split(1))
+        return sampler(noise, observation, generators)
+
+    policy.episodes(range(1 + count // 4), watched)
+    return met[:: max(1, len(met) // count)][:count]

@@ -91,6 +91,7 @@ FIXED_BY_A_PLAN = {
     "coarse_solver": "--coarse-solver",
     "in_flight": "--in-flight",
     "max_rows": "--max-rows",
+    "same": "--same",
 }
 
 # what `serve --local` does not do
@@ -186,6 +187,7 @@ def _compare(commands: Any) -> None:
     _call(add, numbers=True)
     _method(add, several=True)
     _option(add, "--tolerance", "T", TOLERANCE, _number)
+    _same(add)
     _option(add, "--plan", "FILE", "also measure the plan that `srds-fast plan --save FILE` wrote", Path)
     _option(add, "--calls", "R", "calls of each method, of which the fastest counts (2)", POSITIVE, default=2)
 
@@ -318,7 +320,13 @@ def _settings(add: Any) -> None:
     _option(add, "--tolerance", "T", TOLERANCE, _number)
     add("--exact", action="store_true", help="run until the result is the sequential one")
     _option(add, "--iterations", "P", "iterations at most", NATURAL, "max_iterations")
+    _same(add)
     _waves(add)
+
+
+def _same(add: Any) -> None:
+    about = "what auto keeps of the sequential sampler where it adds noise: its sample, or only its law (sample)"
+    _option(add, "--same", "KIND", about, partial(_one_of, known=["sample", "law"]))
 
 
 def _waves(add: Any) -> None:

@@ -95,9 +95,12 @@ def check_settings(settings: dict[str, Any], turns: int | None = None) -> None:
     except InvalidArgument as error:
         told = str(error).replace("This keyword", "This option")
         told = re.sub(r"method=['\"]?([^ '\"]+)['\"]", r"--method \1", told)
+        told = told.replace("exact=True", "--exact")
         for name, flag in FIXED_BY_A_PLAN.items():
             if name not in ("method", "exact"):
-                told = re.sub(rf"\b{name}\b", flag, told)
+                # "same" and "tolerance" are English words too
+                setting = rf"\b{name}\b" if "_" in name else rf"\b{name}(?= is |=)"
+                told = re.sub(setting, flag, told)
         raise InvalidArgument(told) from error
 
 

@@ -12,6 +12,7 @@ from ..environment import environment
 from ..pipelines.compile import compile
 from ..pipelines.loading import steps_for
 from ..solvers.registry import BY_NAME, SEQUENTIAL
+from ..telemetry.report import BY_LAW
 from ..words import counted
 from .checks import (
     ABOUT,
@@ -58,6 +59,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with progress(1 + args.calls * len({SEQUENTIAL, *each})) as told:
             measured = compare(pipe, request_of(args, prompts, steps), each, args.calls, told)
         show_table([_cells(entry) for entry in measured], text=["method"])
+        others = [entry["method"] for entry in measured if entry["other_sample"]]
+        if others:
+            print(f"Other images of the same law, whose differences are no errors: {', '.join(others)}.\n")
         entries += measured
     warn_if_busy((entry["seconds"], entry["slowest"]) for entry in entries)
     asked = {"guidance": guidance_of(args), **{name: getattr(args, name) for name in ("seed", "dtype", "calls")}}
@@ -67,8 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(args: argparse.Namespace, method: str, steps: int) -> dict[str, Any]:
     found = method_of(method, steps)
-    if args.tolerance is not None:
-        found["tolerance"] = args.tolerance
+    found |= {name: getattr(args, name) for name in ("tolerance", "same") if getattr(args, name) is not None}
     check_settings(found)
     return found
 
@@ -86,8 +89,9 @@ def compare(
 
     Returns:
         For each method, ready for JSON, its counts and: "blocks" (0 for a method without), "iterations" of the image
-        that needed most, "difference" to the pipeline's own call, "seconds" and "slowest" of its denoising loops, and
-        their "ratio" to the sequential method, below 1 being faster.
+        that needed most, "difference" to the pipeline's own call, "other_sample", whether it gave another one of the
+        same law, "seconds" and "slowest" of its denoising loops, and their "ratio" to the sequential method, below 1
+        being faster.
     """
     told(f"{request.steps} steps, the pipeline itself")
     reference = Calls(pipe).add(request).images
@@ -100,6 +104,7 @@ def compare(
         counts = ("coarse_solver", "iterations", "waves", "rows", "peak_rows")
         entry = {"steps": request.steps, "method": name, "ran": report.method, "blocks": report.num_blocks}
         entry |= {count: getattr(report, count) for count in counts}
+        entry["other_sample"] = BY_LAW in report.stopped_by
         entry["difference"] = grey_levels(done[name].images, reference)
         entry["ratio"] = min(seconds) / min(done[SEQUENTIAL].loop_seconds)
         entries.append({**entry, "seconds": min(seconds), "slowest": max(seconds)})

@@ -222,12 +222,14 @@ def train_unet(
     return StableDiffusionPipeline(vae=vae, **averages, tokenizer=tokenizer, scheduler=scheduler, **without), loss
 
 
-def sample(pipeline: StableDiffusionPipeline, per_digit: int, seed: int, steps: int = 50) -> np.ndarray:
-    """So many images of each digit, prompted at guidance 3: ``[10, per_digit, 32, 32, 3]`` in 0..1."""
+def sample(
+    pipeline: StableDiffusionPipeline, per_digit: int, seed: int, steps: int = 50, guidance: float = 3.0
+) -> np.ndarray:
+    """So many images of each digit, prompted: ``[10, per_digit, 32, 32, 3]`` in 0..1."""
     texts = [prompt for prompt in prompts("digits") for _ in range(per_digit)]
     noise = torch.Generator().manual_seed(seed)
     images: np.ndarray = pipeline(
-        texts, num_inference_steps=steps, guidance_scale=3.0, generator=noise, output_type="np", return_dict=False
+        texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np", return_dict=False
     )[0]
     return images.reshape(10, per_digit, IMAGE_SIZE, IMAGE_SIZE, 3)
 

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 from test_speed import failing
+from torch import Tensor
 
 from bench import runner
-from bench.quality import entrants, histories, methods, peers, policy, search, tradeoff
+from bench.quality import entrants, histories, intervals, methods, noise, peers, policy, recognised, search, tradeoff
 from bench.quality.contestants import CONTESTANTS, Contestant
 from bench.quality.search import Point
 from bench.runner import Entrant, Row
 from bench.workloads import samplers
-from bench.workloads.problems import difference
+from bench.workloads.problems import difference, policy_problem
 from bench.workloads.samplers import Workload, digits
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
@@ -40,6 +41,61 @@ def test_every_method_runs_on_every_problem(tmp_path: Path) -> None:
         if last.iteration is not None:
             waves = [point.waves for point in points]
             assert waves == sorted(set(waves))
+
+
+def test_methods_where_steps_add_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every sample is counted, and counted alike in a second run; only another sample has no difference."""
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        methods.main(["--noise", "--smoke", "--json", str(path)])
+    capsys.readouterr()
+    methods.main(["--noise", "--from", str(paths[0])])
+    printed = capsys.readouterr().out
+    assert all(f"{problem}, DDPM, N = 5" in printed for problem in ("digits, guidance 5", "policy"))
+    one, two = ([{**each, "seconds": None} for each in json.loads(path.read_text())["found"]] for path in paths)
+    assert one == two
+    assert len(one) == 3 * len(noise.METHODS)
+    for each in one:
+        assert each["left_out"] is None
+        assert len(each["waves"]) == len(each["rows"]) == 2
+        assert (each["differences"] == []) == (each["method"] == "speculative")
+        assert max(each["differences"], default=0) < 0.5
+        if each["method"] == runner.SEQUENTIAL:
+            assert each["waves"] == each["rows"] == [5, 5]
+            assert each["differences"] == [0, 0]
+    with pytest.raises(SystemExit):
+        methods.main(["--noise", "--methods", "chords"])
+    assert "there is no method chords: use sequential, speculative" in capsys.readouterr().err
+
+
+def test_finer_levels_of_a_policy_are_those_that_it_knows() -> None:
+    """With ten times as many levels, every tenth is one of the policy's own, and the network is told its time."""
+    asked: list[Tensor] = []
+
+    def denoiser(x: Tensor, t: Tensor, observation: Tensor) -> Tensor:
+        asked.append(t)
+        return 0 * x
+
+    posed = policy_problem(1)._replace(denoiser=denoiser)
+    finer = noise.with_noise(posed, 1000)
+    known, levels = posed.scheduler.alphas_cumprod, finer.scheduler.alphas_cumprod
+    torch.testing.assert_close(levels[9:-1:10], known[:-1], rtol=1e-3, atol=0)  # the last one is bounded
+    finer.denoiser(posed.x, torch.arange(9, 1000, 10), **posed.cond)
+    torch.testing.assert_close(asked[0], torch.arange(100.0))
+    assert noise.with_noise(posed, 100).denoiser is denoiser
+
+
+def test_recognised_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "digits.json"
+    recognised.main(["--steps", "6", "--images", "20", "--at-once", "1", "--json", str(path)])
+    assert "digits, DDPM, N = 6, guidance 1" in capsys.readouterr().out
+    rows = json.loads(path.read_text())["results"]
+    assert [each["method"] for each in rows] == [runner.SEQUENTIAL, "speculative"]
+    for each in rows:
+        assert each["images"] == 20
+        assert len(each["waves"]) == 2
+        assert 0 <= each["lower"] <= each["recognised"] / 20 <= each["upper"] <= 1
+        assert each["recognised"] > 10, "far more than the two that chance gives"
 
 
 def test_schedulers_that_carry_more_are_exact_and_within_the_tolerance(tmp_path: Path) -> None:
@@ -117,8 +173,15 @@ def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_wilson_intervals() -> None:
-    assert policy.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert policy.wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+    assert intervals.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert intervals.wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+
+
+def test_intervals_of_a_difference_are_those_that_newcombe_lists() -> None:
+    """Newcombe 1998, table II, examples (a) and (c)."""
+    assert intervals.apart((56, 48), (70, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert intervals.apart((9, 3), (10, 10)) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    assert intervals.percent(intervals.apart((56, 48), (70, 80)), signed=True) == "+5.2 to +33.4"
 
 
 def test_everyone_ran_or_says_why_not(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import safetensors
 import tiny
 import torch
-from diffusers import DiffusionPipeline, HeunDiscreteScheduler, RePaintScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline, HeunDiscreteScheduler, RePaintScheduler
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from PIL import Image
 
@@ -121,6 +121,10 @@ USAGE = {
     "generate --prompt": "expected one argument.",
     "generate --tolerance nan": "'nan' is not a number",
     "generate --dtype float8": "'float8' is not known",
+    "generate --same lw": "'lw' is not known. Did you mean law? Use sample, law.",
+    "demo --same law": "no option --same.",
+    "plan --method srds --same": "expected one argument.",
+    "generate --plan p.json --same law": "--plan and --same were given",
     "generate --seed 99999999999999999999": "is too large",
     "generate --exact --tolerance 0.1": "--exact and --tolerance were given",
     "plan --method exact --tolerance 0.1": "--exact and --tolerance were given",
@@ -237,6 +241,20 @@ def test_plan_prints_and_saves_the_plan_of_the_call(folder: str, tmp_path: Path,
     expected = srds_fast.compile(tiny.stable_diffusion(), **settings).plan_for(num_inference_steps=30)
     assert srds_fast.Plan.load(tmp_path / "plan.json") == expected
     assert capsys.readouterr().out.startswith(f"{expected}\n")
+
+
+def test_auto_takes_other_samples_of_the_same_law_only_if_asked(tmp_path: Path, capsys: Capture) -> None:
+    model = str(tmp_path / "ddpm")
+    tiny.stable_diffusion(DDPMScheduler.from_config(tiny.SD_NOISE)).save_pretrained(model)
+    place, found = ["--model", model, "--prompt", "a", "--steps", "9"], []
+    for more in ([], ["--same", "sample"], ["--same", "law"]):
+        assert main(["plan", *place, *more, "--json"]) == 0
+        candidates = json.loads(capsys.readouterr().out)["plan"]["prediction"]["candidates"]
+        found.append({each["name"].split()[0].rstrip(",") for each in candidates})
+    assert "speculative" not in found[0] | found[1]
+    assert found[2] == found[0] | {"speculative"}
+    assert main(["compare", *place, "--method", "sequential,speculative", "--same", "law", "--calls", "1"]) == 0
+    assert "Other images of the same law, whose differences are no errors: speculative." in capsys.readouterr().out
 
 
 def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys: Capture) -> None:
@@ -397,6 +415,11 @@ MISTAKES = {
     "blocks": (["generate", "--steps", "8", "--blocks", "9"], "--blocks is 9"),
     "blocks of a folder": (["generate", *ASKED, "--steps", "8", "--blocks", "9"], "num_blocks is 9"),
     "blocks of another method": (["plan", "--method", "chords", "--blocks", "2"], "together with --method chords"),
+    "exact and another sample": (
+        ["generate", "--exact", "--method", "speculative"],
+        "--exact was given together with --method speculative. It asks for the sample of the sequential sampler, and "
+        "this method gives another one of the same law.",
+    ),
     "solver": (["generate", *ASKED, "--coarse-solver", "magic"], "--coarse-solver is 'magic'"),
     "tolerance": (["generate", *ASKED, "--tolerance", "-1"], "--tolerance is -1.0"),
     "steps": (["generate", *ASKED, "--steps", "5000"], "5000 steps are too many"),

@@ -162,6 +162,35 @@ def test_it_begins_with_the_last_chunk() -> None:
         srds_fast.compile(policy, method="collocation", warm_start="last")
 
 
+def test_the_last_chunk_saves_waves_where_the_robot_stands_still() -> None:
+    """Of the same observation and noise, the chunk that was just sampled is the next one, but for its shift."""
+    found = {}
+    for start in (None, "previous"):
+        fast = srds_fast.compile(bundled(ddim=True), method="collocation", warm_start=start)
+        fast.config.n_action_steps = 0  # nothing was carried out, so nothing is shifted
+        for _ in range(2):
+            sample = fast.conditional_sample(1, condition(), noise=torch.ones(1, 16, 2))
+        found[start] = fast.report.waves, sample
+    assert found["previous"][0] < found[None][0]
+    torch.testing.assert_close(found["previous"][1], found[None][1], rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize(("ddim", "method"), [(False, "srds"), (True, "srds"), (True, "collocation")])
+def test_a_constant_latency_takes_the_same_waves_for_every_observation(ddim: bool, method: str) -> None:
+    waves: dict[str, list[int]] = {}
+    for latency in ("adaptive", "constant"):
+        fast = srds_fast.compile(Holding(bundled(ddim)), method=method, latency=latency, tolerance=1e-3)
+        waves[latency] = []
+        for number in range(6):
+            torch.manual_seed(number)
+            fast.reset()
+            fast.select_action({"state": (1 + 3 * number) * condition(seed=number)})
+            assert len(fast._queues["action"]) == 7
+            waves[latency].append(fast.report.waves)
+    assert len(set(waves["constant"])) == 1
+    assert len(set(waves["adaptive"])) > 1, "observations that take as many waves show nothing"
+
+
 def test_what_cannot_run_parallel_runs_on_the_own_loop() -> None:
     policy = bundled()
     fast, strict = srds_fast.compile(policy), srds_fast.compile(policy, strict=True)
@@ -253,6 +282,40 @@ def test_lerobot_selects_the_same_actions(scheduler: str, prediction: str) -> No
     fast.reset()
     chunk = fast.predict_action_chunk(history(), noise)
     assert chunk.shape == (2, 8, 2)
+
+
+@pytest.mark.parametrize("scheduler", ["DDPM", "DDIM"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "collocation", "warm_start": "previous"},
+        {"method": "srds", "latency": "constant"},
+        {"method": "parataa", "warm_start": "previous", "latency": "constant"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_lerobot_keeps_its_queues(scheduler: str, settings: dict[str, Any], clip: float | None) -> None:
+    """Over two chunks with noise that is given: the same actions, and queues as long as LeRobot's own in every step."""
+    more = {"clip_sample": False} if clip is None else {"clip_sample_range": clip}
+    policy, other = (lerobot_policy(noise_scheduler_type=scheduler, **more) for _ in range(2))
+    fast = srds_fast.compile(other, **settings)
+    waves = set()
+    for number in range(12):
+        noise = torch.randn(2, 16, 2, generator=torch.Generator().manual_seed(number // 8))
+        found = []
+        for each in (policy, fast):
+            torch.manual_seed(number)
+            found.append(each.select_action(observation(seed=number), noise=noise))
+        if clip is not None:
+            assert float(found[0].abs().max()) <= clip
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-2)
+        assert {name: len(each) for name, each in fast._queues.items()} == {
+            name: len(each) for name, each in policy._queues.items()
+        }
+        waves.add(fast.report.waves)
+    if "latency" in settings:
+        assert len(waves) == 1
 
 
 def test_lerobot_saves_and_copies(tmp_path: Path) -> None:

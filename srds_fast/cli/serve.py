@@ -16,11 +16,21 @@ from ..serving.settings import ServerSettings
 from .checks import check_place, plan_of
 from .loading import quieten_libraries
 
-# settings that have other names as options
-OPTIONS = {"guidance_scale": "guidance"}
-SAME_NAMES = (
-    *("model", "device", "dtype", "ddim", "steps", "sizes", "tolerance", "latency", "plan"),
-    *("replicas", "devices_per_replica", "batching", "batch_sizes", "host", "port", "api_key_file"),
+# settings, which are options of the same names
+NAMES = (
+    *("model", "device", "dtype", "ddim", "steps", "sizes", "guidance", "negative_prompts"),
+    *(
+        "tolerance",
+        "latency",
+        "plan",
+        "replicas",
+        "devices_per_replica",
+        "batching",
+        "batch_sizes",
+        "host",
+        "port",
+        "api_key_file",
+    ),
     *("max_images", "max_prompt_chars", "max_queue", "request_seconds", "drain_seconds"),
 )
 
@@ -60,8 +70,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         InvalidArgument: one of them is out of its range, in the words of the command line.
         PlanMismatch: the file of the plan holds none.
     """
-    names = {**{name: name for name in SAME_NAMES}, **OPTIONS}
-    given = {name: getattr(args, option) for name, option in names.items() if getattr(args, option) is not None}
+    given = {name: value for name in NAMES if (value := getattr(args, name)) is not None}
     for name in ("plan", "api_key_file"):
         if name in given:
             given[name] = str(given[name])
@@ -74,8 +83,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         return ServerSettings.from_dict(given)
     except InvalidArgument as error:
         told = str(error)
-        for name, option in names.items():
-            told = re.sub(rf"(?<!A )\b{name}\b", f"--{option.replace('_', '-')}", told)
+        for name in NAMES:
+            told = re.sub(rf"(?<!A )\b{name}\b", f"--{name.replace('_', '-')}", told)
         raise InvalidArgument(told) from error
 
 

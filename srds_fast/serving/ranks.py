@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine.cancellation import Cancel
 from ..errors import Cancelled, RankError, RankLost
-from .batching import CallCosts
+from .batching import Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings
 from .worker import Worker
@@ -34,8 +34,11 @@ class Rank:
         _meet(dist.TCPStore(host, port, is_master=False), rank, self._settings, backend)
         self._worker = Worker.load(self._settings, parallel=dist.group.WORLD)
 
-    def warm(self) -> None:
-        self._worker.warm()
+    def warm_single(self) -> None:
+        self._worker.warm_single()
+
+    def warm_shared(self, sizes: tuple[int, ...]) -> None:
+        self._worker.warm_shared(sizes)
 
     def generate(self, requests: Sequence[ImageRequest], way: str) -> None:
         with _told_by_the_first_rank():
@@ -79,13 +82,15 @@ class GroupWorker:
         self._worker = Worker.load(settings, parallel=dist.group.WORLD)
         ray.get(joined)
 
-    def warm(self) -> None:
-        warmed = [each.warm.remote() for each in self._ranks]
-        self._worker.warm()
+    def warm(self) -> Warmed:
+        """See `Worker.warm`. The first rank decides which calls are prepared: each has measured other seconds."""
+        warmed = [each.warm_single.remote() for each in self._ranks]
+        sizes = self._worker.warm_single()
         ray.get(warmed)
-
-    def costs(self, request: ImageRequest) -> CallCosts:
-        return self._worker.costs(request)
+        warmed = [each.warm_shared.remote(sizes) for each in self._ranks]
+        self._worker.warm_shared(sizes)
+        ray.get(warmed)
+        return self._worker.warmed()
 
     def generate(self, requests: Sequence[ImageRequest], cancel: Cancel | None, way: str) -> list[ImageResult]:
         with _refused_where_ranks_fail():

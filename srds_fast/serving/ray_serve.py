@@ -25,7 +25,7 @@ from ray import serve
 from ..errors import InvalidArgument, SrdsFastError
 from .front import REPLICA, Application, Front
 from .replica import Replica
-from .settings import AUTO_REPLICAS, ServerSettings
+from .settings import AUTO, ServerSettings
 
 NAME = "srds-fast"
 # requests that the front may hold at once; its own queue refuses long before
@@ -156,7 +156,7 @@ def _options(settings: ServerSettings, resources: dict[str, float]) -> dict[str,
         "health_check_timeout_s": HEALTH_TIMEOUT,
         "graceful_shutdown_timeout_s": settings.drain_seconds + 5,
     }
-    if settings.replicas == AUTO_REPLICAS:
+    if settings.replicas == AUTO:
         found["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": BUSY}
     else:
         found["num_replicas"] = settings.replicas
@@ -178,7 +178,7 @@ def _shared_out(settings: ServerSettings) -> tuple[ServerSettings, int]:
     Ray lets a process compute with as many threads as it has CPUs.
     """
     size = settings.devices_per_replica
-    if settings.replicas == AUTO_REPLICAS:
+    if settings.replicas == AUTO:
         devices = torch.cuda.device_count() if _on_gpu(settings) else size
         settings = replace(settings, replicas=max(1, devices // size))
     assert isinstance(settings.replicas, int)

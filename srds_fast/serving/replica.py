@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from itertools import product
 from typing import Any, TypeVar
 
-from .batching import CallCosts, Kind
+from .batching import Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings
 from .worker import Worker
 from .worker_thread import WorkerThread
 
 T = TypeVar("T")
-PROMPT = "a photograph of a lighthouse"  # of requests that are only predicted
 
 
 class Replica:
@@ -47,17 +45,12 @@ class Replica:
 
             worker = GroupWorker(self._settings, resources)
             self._lives = worker.lives
-        worker.warm()
+        self._warmed = worker.warm()
         self._thread.worker = worker
 
-    async def costs(self) -> list[tuple[Kind, CallCosts]]:
-        """What calls cost that were prepared."""
-        found = []
-        for steps, (width, height) in product(self._settings.steps, self._settings.sizes or ((None, None),)):
-            request = ImageRequest(PROMPT, steps, width=width, height=height)
-            assert self._thread.worker is not None
-            found.append((Kind.of(request), await self._thread.run(self._thread.worker.costs, request)))
-        return found
+    async def warmed(self) -> Warmed:
+        """Which calls were prepared, and what they cost."""
+        return self._warmed
 
     async def generate(self, requests: Sequence[ImageRequest], way: str) -> list[ImageResult] | Refused:
         """See `Runner.generate`."""

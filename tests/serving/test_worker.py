@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import srds_fast
 from srds_fast.errors import Cancelled, PlanMismatch
 from srds_fast.serving.batching import PARALLEL, SEQUENTIAL
 from srds_fast.serving.contract import ImageRequest, ImageResult, PartialImage, Refused
+from srds_fast.serving.kinds import kinds_of
 from srds_fast.serving.settings import ServerSettings
 from srds_fast.serving.worker import Worker
 
 STEPS = 12
-SETTINGS = ServerSettings(steps=(STEPS,), guidance_scale=3.0, batch_sizes=(1, 2))
+SETTINGS = ServerSettings(steps=(STEPS,), guidance=(3.0,), batch_sizes=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def worker(pipe: Any, plan: str) -> Worker:
 
 
 def asked(prompt: str = "a", **more: Any) -> ImageRequest:
-    return ImageRequest(prompt, STEPS, **more)
+    return ImageRequest(prompt, STEPS, **{"guidance_scale": 3.0, **more})
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -127,20 +129,30 @@ def test_a_call_can_be_cancelled_and_a_stream_left(worker: Worker, pipe: Any) ->
     assert worker.generate([asked()])
 
 
-def test_another_guidance_is_prepared_when_it_comes(worker: Worker, pipe: Any, plan: str) -> None:
-    fast = srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan))
-    for scale in (5.0, 1.0):
-        (result,) = worker.generate([asked(guidance_scale=scale, seed=4)])
-        assert np.array_equal(pixels(result.images[0]), alone(fast, seed=4, guidance_scale=scale))
-    (negative,) = worker.generate([asked(negative_prompt="b", seed=4)])
-    assert np.array_equal(pixels(negative.images[0]), alone(fast, seed=4, negative_prompt=["b"]))
+def test_no_kind_of_request_that_is_served_is_rehearsed_again(pipe: Any, plan: str) -> None:
+    served = dataclasses.replace(SETTINGS, guidance=(3.0, 1.0), negative_prompts=True, batch_sizes=(1,), plan=plan)
+    worker, fast, calls = Worker(pipe, served), srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan)), list[int]()
+    worker.warm()
+    for scale, negative in itertools.product((1.0, 3.0), (None, "b")):
+        handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+        try:
+            (result,) = worker.generate([asked(seed=4, guidance_scale=scale, negative_prompt=negative)])
+        finally:
+            handle.remove()
+        assert len(calls) == result.usage.waves
+        calls.clear()
+        more = {} if negative is None else {"negative_prompt": [negative]}
+        assert np.array_equal(pixels(result.images[0]), alone(fast, seed=4, guidance_scale=scale, **more))
 
 
 def test_costs_are_told_of_every_kind(worker: Worker) -> None:
-    costs = worker.costs(asked())
-    assert costs.seconds(PARALLEL, 1) > 0
-    assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
-    assert costs.seconds(SEQUENTIAL, 2) > 0
+    sizes, told = worker.warmed()
+    assert sizes == (1, 2)
+    assert [kind for kind, _ in told] == kinds_of(worker.settings)
+    for _, costs in told:
+        assert costs.seconds(PARALLEL, 1) > 0
+        assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
+        assert costs.seconds(SEQUENTIAL, 2) > 0
 
 
 def test_what_a_pipeline_refuses_is_a_refusal(worker: Worker, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from .batching import Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings
-from .worker import Worker
 from .worker_thread import WorkerThread
 
 T = TypeVar("T")
@@ -39,13 +38,15 @@ class Replica:
 
     def _load(self, resources: dict[str, float]) -> None:
         if self._settings.devices_per_replica == 1:
+            from .worker import Worker
+
             worker: Any = Worker.load(self._settings)
         else:
             from .ranks import GroupWorker
 
             worker = GroupWorker(self._settings, resources)
             self._lives = worker.lives
-        self._warmed = worker.warm()
+        self._warmed: Warmed = worker.warm()
         self._thread.worker = worker
 
     async def warmed(self) -> Warmed:

@@ -87,10 +87,17 @@ def costs_of(
 
 
 class Warmed(NamedTuple):
-    """What is known of the calls that a worker has prepared. sizes: their numbers of images, ascending from 1."""
+    """What is known of the calls that a worker has prepared.
+
+    Attributes:
+        sizes: their numbers of images, ascending from 1.
+        costs: of each kind.
+        seconds: that the warm-up took: of calls for one image, and of those for several.
+    """
 
     sizes: tuple[int, ...] = (1,)
     costs: tuple[tuple[Kind, CallCosts], ...] = ()
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner, self._settings, self._metrics, self._clock = runner, settings, metrics, clock
-        self.prepare(Warmed())
+        self._set_calls(Warmed())
         self._running: set[_Running] = set()
         self._closing = False
         self._idle = asyncio.Event()
@@ -105,6 +105,10 @@ class Dispatcher:
 
     def prepare(self, warmed: Warmed) -> None:
         """Which calls may be made, and what they cost. Called before the first request is let in."""
+        self._set_calls(warmed)
+        self._metrics.warmed(*warmed.seconds)
+
+    def _set_calls(self, warmed: Warmed) -> None:
         self._predictions = Predictions(warmed)
         policy = Policy.of(self._settings.batching, warmed.sizes)
         self._queue = Queue(policy, self._predictions.seconds, self._settings.max_queue)

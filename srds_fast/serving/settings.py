@@ -122,8 +122,8 @@ class ServerSettings:
             raise InvalidArgument("steps is empty. A server takes at least one step count. Pass (50,), say.")
         for each in self.steps:
             check_whole("each of steps", each, 1, MOST_STEPS)
-        for each in self.guidance:
-            check_number("each of guidance", each, 0, MOST_GUIDANCE)
+        for scale in self.guidance:
+            check_number("each of guidance", scale, 0, MOST_GUIDANCE)
         for size in self.sizes:
             if not isinstance(size, list | tuple) or len(size) != 2:
                 raise InvalidArgument(f"sizes has {shown(size)}. Each size is width and height. Pass (512, 512), say.")

@@ -58,9 +58,9 @@ class Worker:
 
     def __init__(self, pipe: Any, settings: ServerSettings, *, parallel: Any = None) -> None:
         self.settings, self._pipe, self._kinds = settings, pipe, kinds_of(settings)
-        given = settings.batch_sizes != AUTO
-        self._policy = Policy.of(settings.batching, settings.batch_sizes if given else AUTO_SIZES)
-        self._sizes: tuple[int, ...] = self._policy.sizes if given else (1,)
+        sizes = AUTO_SIZES if isinstance(settings.batch_sizes, str) else settings.batch_sizes
+        self._policy = Policy.of(settings.batching, sizes)
+        self._sizes = (1,) if settings.batch_sizes == AUTO else self._policy.sizes
         # what was recorded before the first request is kept
         recordings = {"max_graphs": max(FEWEST_GRAPHS, len(self._kinds) * len(self._policy.sizes))}
         self._options: dict[str, Any] = {"parallel": parallel, **recordings}
@@ -75,6 +75,7 @@ class Worker:
         self._by_plan: dict[Plan, Any] = {}  # pipelines compiled with the plans of calls for one image
         self._plans: dict[Kind, Plan | None] = {}
         self._prepared: dict[tuple[Kind, str, int], Prepared] = {}
+        self._seconds = 0.0, 0.0  # of the warm-up, see `Warmed`
 
     @classmethod
     def load(cls, settings: ServerSettings, *, parallel: Any = None) -> Worker:
@@ -102,10 +103,12 @@ class Worker:
 
         Raises: as `warm`.
         """
+        begun = time.perf_counter()
         with using(cancel=cancel):
             for kind in self._kinds:
                 self._prepare(kind, PARALLEL, 1)
                 self._prepare(kind, self._policy.ways[0], 1)  # one request alone always runs in the first way
+        self._seconds = time.perf_counter() - begun, 0.0
         if self.settings.batch_sizes != AUTO:
             return self._sizes
         pay = [sizes_that_pay(self._costs(kind), self._policy) for kind in self._kinds]
@@ -121,13 +124,13 @@ class Worker:
             for kind, way, size in product(self._kinds, self._policy.ways, sizes):
                 if size > 1:
                     self._prepare(kind, way, size)
-        self._sizes = sizes
-        seconds, images = time.perf_counter() - begun, ", ".join(map(str, sizes))
-        logger.info("Calls are for %s images. The warm-up of those for several took %.1f s.", images, seconds)
+        self._sizes, self._seconds = sizes, (self._seconds[0], time.perf_counter() - begun)
+        images = ", ".join(map(str, sizes))
+        logger.info("Warm in %.1f s; in %.1f s more for calls of several images: %s.", *self._seconds, images)
 
     def warmed(self) -> Warmed:
         """Which calls were prepared, and what they cost."""
-        return Warmed(self._sizes, tuple((kind, self._costs(kind)) for kind in self._kinds))
+        return Warmed(self._sizes, tuple((kind, self._costs(kind)) for kind in self._kinds), self._seconds)
 
     def _costs(self, kind: Kind) -> CallCosts:
         timed = [(way, size, each.expected) for (of, way, size), each in self._prepared.items() if of == kind]

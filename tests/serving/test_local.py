@@ -29,7 +29,7 @@ from srds_fast.serving.settings import ServerSettings
 from srds_fast.serving.worker import Worker
 
 STEPS = 12
-SETTINGS = ServerSettings(steps=(STEPS,), guidance=(3.0,), max_queue=2, replicas=0, drain_seconds=60)
+SETTINGS = ServerSettings(steps=(STEPS,), guidance=(3.0,), batch_sizes=(1,), max_queue=2, replicas=0, drain_seconds=60)
 
 
 class Watched(Worker):

@@ -79,6 +79,7 @@ def test_metrics_are_counted_once_a_call_and_once_a_request() -> None:
     metrics.answered(200, 2.0)
     metrics.answered(CLIENT_LEFT, 0.1)
     metrics.queue(3, 1, 2)
+    metrics.warmed(4.0, 1.5)
     lines = metrics.text().splitlines()
     for line in (
         'srds_fast_requests_total{status="200"} 1.0',
@@ -94,6 +95,8 @@ def test_metrics_are_counted_once_a_call_and_once_a_request() -> None:
         "srds_fast_queue_length 3.0",
         "srds_fast_running_calls 1.0",
         "srds_fast_slots 2.0",
+        'srds_fast_warmup_seconds{images="one"} 4.0',
+        'srds_fast_warmup_seconds{images="several"} 1.5',
     ):
         assert line in lines
     for name in MEASURES:

@@ -18,7 +18,8 @@ from PIL import Image
 
 import srds_fast
 from srds_fast.errors import Cancelled, PlanMismatch
-from srds_fast.serving.batching import PARALLEL, SEQUENTIAL
+from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.serving.batching import PARALLEL, SEQUENTIAL, CallCosts
 from srds_fast.serving.contract import ImageRequest, ImageResult, PartialImage, Refused
 from srds_fast.serving.kinds import kinds_of
 from srds_fast.serving.settings import ServerSettings
@@ -146,13 +147,48 @@ def test_no_kind_of_request_that_is_served_is_rehearsed_again(pipe: Any, plan: s
 
 
 def test_costs_are_told_of_every_kind(worker: Worker) -> None:
-    sizes, told = worker.warmed()
+    sizes, told, _ = worker.warmed()
     assert sizes == (1, 2)
     assert [kind for kind, _ in told] == kinds_of(worker.settings)
     for _, costs in told:
         assert costs.seconds(PARALLEL, 1) > 0
         assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
         assert costs.seconds(SEQUENTIAL, 2) > 0
+
+
+@pytest.mark.parametrize(("of_a_row", "sizes"), [(0.0, (1, 2, 4, 8)), (1.0, (1,))], ids=["free", "in full"])
+def test_calls_for_several_images_are_prepared_where_rows_are_cheap(
+    pipe: Any, plan: str, monkeypatch: pytest.MonkeyPatch, of_a_row: float, sizes: tuple[int, ...]
+) -> None:
+    curve = CostCurve((1, 1000), (1.0, 1.0 + 999 * of_a_row))
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, batch_sizes="auto", plan=plan))
+    monkeypatch.setattr(worker, "_costs", lambda kind: CallCosts(curve, (1,) * STEPS, STEPS))
+    assert worker.warm().sizes == sizes
+    calls = list[int]()
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        (result,) = worker.generate([asked(n=8)])
+    finally:
+        handle.remove()
+    assert result.usage.waves == len(calls), "nothing was rehearsed"
+
+
+def test_what_was_recorded_for_every_kind_is_kept(pipe: Any) -> None:
+    many = dataclasses.replace(SETTINGS, steps=(12, 9, 6), guidance=(3.0, 1.0), batch_sizes=(1, 2, 4))
+    worker = Worker(pipe, many)
+    for fast in (worker._fast, worker._step_by_step):
+        assert fast._srds.graphs.max_graphs >= 3 * 2 * 3
+
+
+def test_latency_and_tolerance_of_the_settings_are_those_of_the_calls(pipe: Any) -> None:
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, latency="constant", tolerance=0.02))
+    plan = worker._fast.plan_for(num_inference_steps=STEPS)
+    assert (plan.fixed_by, plan.tolerance) == ("as latency='constant' asks", 0.02)
+
+
+def test_with_batching_never_each_image_has_a_call_that_was_prepared(pipe: Any, plan: str) -> None:
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, batching="never", batch_sizes=(1, 4), plan=plan))
+    assert worker.warm().sizes == (1,)
 
 
 def test_what_a_pipeline_refuses_is_a_refusal(worker: Worker, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95)
 MEASURED_SHARES = (0.15, 0.4, 0.65, 0.9)
 # requests of a prediction, and how often it is repeated with other times
 REQUESTS, REPEATS = 200, 3
+# of a measured load
+FEWEST = 5
 HERE = "measured on this machine"
 Row = dict[str, Any]
 
@@ -138,7 +140,7 @@ def row(where: str, policy: str, load: float, latencies: Sequence[float], images
 
 
 async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
-    """Rows of all policies and some loads on this machine. seconds: of each."""
+    """Rows of all policies and some loads on this machine. seconds: of each, and longer where few requests come."""
     from srds_fast.serving.worker import Worker
     from srds_fast.serving.worker_thread import WorkerThread
 
@@ -150,9 +152,10 @@ async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
     alone, found = costs.seconds(SEQUENTIAL, 1), []
     for share in MEASURED_SHARES:
         load = share * capacity(costs, SIZES)
-        times = [time for time in arrivals(load / alone, 10_000, seed=1) if time < seconds]
+        all_times = arrivals(load / alone, 10_000, seed=1)
+        times = [time for time in all_times if time < max(seconds, all_times[FEWEST])]
         for name, batching in POLICIES.items():
-            latencies, images, refused = await served(thread, warmed, batching, times, seconds)
+            latencies, images, refused = await served(thread, warmed, batching, times, max(seconds, 2 * times[-1]))
             found.append(row(HERE, name, load, [each / alone for each in latencies], images, refused))
             print(found[-1], flush=True)
     await thread.end()

@@ -32,8 +32,9 @@ from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.search import Known, Pricing, compare
 from srds_fast.planner.settings import Settings
 from srds_fast.serving.admission import Queue
-from srds_fast.serving.batching import SEQUENTIAL, CallCosts, Kind, Policy, costs_of
+from srds_fast.serving.batching import SEQUENTIAL, CallCosts, Policy, Warmed, costs_of
 from srds_fast.serving.contract import ImageRequest, Refused
+from srds_fast.serving.kinds import kinds_of
 from srds_fast.serving.settings import ServerSettings
 
 # by what the settings of a server call it
@@ -44,6 +45,8 @@ SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95)
 MEASURED_SHARES = (0.15, 0.4, 0.65, 0.9)
 # requests of a prediction, and how often it is repeated with other times
 REQUESTS, REPEATS = 200, 3
+# of a measured load
+FEWEST = 5
 HERE = "measured on this machine"
 Row = dict[str, Any]
 
@@ -137,22 +140,22 @@ def row(where: str, policy: str, load: float, latencies: Sequence[float], images
 
 
 async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
-    """Rows of all policies and some loads on this machine. seconds: of each."""
+    """Rows of all policies and some loads on this machine. seconds: of each, and longer where few requests come."""
     from srds_fast.serving.worker import Worker
     from srds_fast.serving.worker_thread import WorkerThread
 
     settings = ServerSettings(steps=(STEPS,), batch_sizes=SIZES, replicas=0)
     thread = WorkerThread()
     worker = await thread.run(Worker.load, settings)
-    await thread.run(worker.warm)
-    costs = await thread.run(worker.costs, ImageRequest("", STEPS))
-    thread.worker = worker
+    warmed: Warmed = await thread.run(worker.warm)
+    thread.worker, ((_, costs),) = worker, warmed.costs
     alone, found = costs.seconds(SEQUENTIAL, 1), []
     for share in MEASURED_SHARES:
         load = share * capacity(costs, SIZES)
-        times = [time for time in arrivals(load / alone, 10_000, seed=1) if time < seconds]
+        all_times = arrivals(load / alone, 10_000, seed=1)
+        times = [time for time in all_times if time < max(seconds, all_times[FEWEST])]
         for name, batching in POLICIES.items():
-            latencies, images, refused = await served(thread, costs, batching, times, seconds)
+            latencies, images, refused = await served(thread, warmed, batching, times, max(seconds, 2 * times[-1]))
             found.append(row(HERE, name, load, [each / alone for each in latencies], images, refused))
             print(found[-1], flush=True)
     await thread.end()
@@ -160,7 +163,7 @@ async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
 
 
 async def served(
-    thread: Any, costs: CallCosts, batching: str, times: Sequence[float], seconds: float
+    thread: Any, warmed: Warmed, batching: str, times: Sequence[float], seconds: float
 ) -> tuple[list[float], float, int]:
     """Latencies of requests that come at these times, images of a call, and how many were refused."""
     from srds_fast.serving.dispatcher import Dispatcher
@@ -168,7 +171,8 @@ async def served(
 
     settings = ServerSettings(steps=(STEPS,), batch_sizes=SIZES, batching=batching, replicas=0)
     dispatcher = Dispatcher(thread, settings, Metrics())
-    dispatcher.know(Kind.of(ImageRequest("", STEPS)), costs)
+    dispatcher.prepare(warmed)
+    (kind,) = kinds_of(settings)
     begun = time.perf_counter()
     latencies, shares, refused = [], [], 0
 
@@ -176,7 +180,8 @@ async def served(
         nonlocal refused
         await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
         try:
-            result = await dispatcher.generate(ImageRequest("the digit seven", STEPS, seed=number))
+            asked = ImageRequest("the digit seven", STEPS, seed=number, guidance_scale=kind.guidance_scale)
+            result = await dispatcher.generate(asked)
         except Refused:
             refused += 1
         except asyncio.CancelledError:

@@ -227,7 +227,9 @@ def _serve(commands: Any) -> None:
     _option(add, "--steps", "N,N,...", "step counts that requests may ask for; the first is the default (50)", _numbers)
     about = "sizes that requests may ask for; the first is the default (the pipeline's own size alone)"
     _option(add, "--sizes", "WxH,...", about, _names)
-    _option(add, "--guidance", "W", "guidance scale of requests that name none (3 for a bundled pipeline)", _number)
+    about = "guidance scales that requests may ask for; the first is the default (3 for a bundled pipeline)"
+    _option(add, "--guidance", "W,W,...", about, lambda text: [_number(part) for part in _names(text)])
+    add("--negative-prompts", action="store_true", help="requests may have a negative prompt; warms up for these too")
     _option(add, "--tolerance", "T", TOLERANCE, _number)
     about = "adaptive, or constant: all calls of a kind take the same waves (adaptive)"
     _option(add, "--latency", "KIND", about, partial(_one_of, known=["adaptive", "constant"]))
@@ -238,7 +240,8 @@ def _serve(commands: Any) -> None:
     _option(add, "--devices-per-replica", "G", "devices that make each image together (1)", POSITIVE)
     about = "requests that wait: adaptive (they share a call where that is faster), never, sequential (adaptive)"
     _option(add, "--batching", "KIND", about)
-    _option(add, "--batch-sizes", "K,K,...", "images of a call, at most and on the way there (1)", _numbers)
+    about = "images of a call, at most and on the way there; auto: those of 1,2,4,8 that make more a second (auto)"
+    _option(add, "--batch-sizes", "K,K,...", about, lambda text: text if text == "auto" else _numbers(text))
     add("--print-config", action="store_true", help="print a configuration for `serve deploy`, and serve nothing")
     add = parser.add_argument_group("who may ask, and for how much").add_argument
     _option(add, "--host", "HOST", "where it listens (127.0.0.1: this machine alone)")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import zoo
 from ..errors import InvalidArgument, PlanMismatch
-from ..pipelines.loading import device_of
+from ..pipelines.devices import device_of
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import MOST_STEPS, Settings

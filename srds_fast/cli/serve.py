@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import re
 import sys
+from dataclasses import fields
 from typing import Any
 
 from ..environment import environment
@@ -14,15 +15,6 @@ from ..errors import InvalidArgument
 from ..serving.packages import require
 from ..serving.settings import ServerSettings
 from .checks import check_place, plan_of
-from .loading import quieten_libraries
-
-# settings that have other names as options
-OPTIONS = {"guidance_scale": "guidance"}
-SAME_NAMES = (
-    *("model", "device", "dtype", "ddim", "steps", "sizes", "tolerance", "latency", "plan"),
-    *("replicas", "devices_per_replica", "batching", "batch_sizes", "host", "port", "api_key_file"),
-    *("max_images", "max_prompt_chars", "max_queue", "request_seconds", "drain_seconds"),
-)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,16 +29,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         print(config_yaml(settings), end="")
         return document
-    quieten_libraries()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("srds_fast").setLevel(logging.INFO)
     if not _is_loopback(settings.host) and settings.api_key_file is None:
         print(f"Whoever reaches {settings.host} can use it: no --api-key-file was given.", file=sys.stderr)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     if args.local:
         from ..serving.local import run as run_here
+        from .loading import quieten_libraries
 
+        quieten_libraries()
+        logging.getLogger("srds_fast").setLevel(logging.INFO)
         run_here(settings)
-    else:
+    else:  # the model is loaded in other processes, and this one does not wait for diffusers
         from ..serving.ray_serve import run as run_on_ray
 
         run_on_ray(settings)
@@ -60,8 +53,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         InvalidArgument: one of them is out of its range, in the words of the command line.
         PlanMismatch: the file of the plan holds none.
     """
-    names = {**{name: name for name in SAME_NAMES}, **OPTIONS}
-    given = {name: getattr(args, option) for name, option in names.items() if getattr(args, option) is not None}
+    names = [each.name for each in fields(ServerSettings) if hasattr(args, each.name)]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     for name in ("plan", "api_key_file"):
         if name in given:
             given[name] = str(given[name])
@@ -74,8 +67,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         return ServerSettings.from_dict(given)
     except InvalidArgument as error:
         told = str(error)
-        for name, option in names.items():
-            told = re.sub(rf"(?<!A )\b{name}\b", f"--{option.replace('_', '-')}", told)
+        for name in names:
+            told = re.sub(rf"(?<!A )\b{name}\b", f"--{name.replace('_', '-')}", told)
         raise InvalidArgument(told) from error
 
 

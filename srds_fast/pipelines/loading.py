@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..planner.plan import Plan
 from ..schedulers.verify import check_scheduler
 from ..solvers.registry import SEQUENTIAL
 from .compile import compile
+from .devices import device_of
 
 # seconds until the hub counts as out of reach
 PATIENCE = 10.0
@@ -56,19 +56,6 @@ def open_pipeline(model: str, device: str, dtype: str, ddim: bool, steps: int) -
     compile(pipe)
     _check_prompt(type(pipe))
     return pipe
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name. Raises InvalidArgument if there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):  # PyTorch knows more, such as meta, that compute nothing
-        raise InvalidArgument(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:1.")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise InvalidArgument(f"There is no device {name!r}. PyTorch sees {seen} CUDA devices. Use cpu or one of them.")
-    return device
 
 
 def steps_for(pipe: Any, plan: Plan) -> int:

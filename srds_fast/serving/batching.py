@@ -17,29 +17,17 @@ from ..planner.choose import until
 from ..planner.cost_curve import CostCurve
 from ..planner.plan import Plan
 from ..solvers.sequential import Sequential
-from .contract import ImageRequest
+from .kinds import Kind
 
 # how a call samples: by the plan of one image, or one step after another
 PARALLEL, SEQUENTIAL = "parallel", Sequential.name
 WAYS = (PARALLEL, SEQUENTIAL)
 
+# a call of several requests has to make so many times as many images a second to be worth a warm-up
+GAIN = 1.1
+
 Seconds = Callable[[Hashable, str, int], float]
 """Predicted seconds of a call, by the shape of its requests, the way that it samples, and its number of images."""
-
-
-class Kind(NamedTuple):
-    """Requests of one kind may share a call. They differ in prompts, seeds, and in how many images they ask for."""
-
-    steps: int
-    width: int | None
-    height: int | None
-    guidance_scale: float | None
-    negative: bool  # whether there is a negative prompt
-
-    @classmethod
-    def of(cls, request: ImageRequest) -> Kind:
-        size = request.width, request.height
-        return cls(request.steps, *size, request.guidance_scale, request.negative_prompt is not None)
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,20 @@ def costs_of(
     return CallCosts(curve, widths, steps, outside, tuple(measured))
 
 
+class Warmed(NamedTuple):
+    """What is known of the calls that a worker has prepared.
+
+    Attributes:
+        sizes: their numbers of images, ascending from 1.
+        costs: of each kind.
+        seconds: that the warm-up took: of calls for one image, and of those for several.
+    """
+
+    sizes: tuple[int, ...] = (1,)
+    costs: tuple[tuple[Kind, CallCosts], ...] = ()
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Policy:
     """The calls that may be made.
@@ -117,6 +119,20 @@ class Policy:
         if batching == "never":
             return cls((PARALLEL,), (1,))
         return cls((SEQUENTIAL,) if batching == SEQUENTIAL else WAYS, tuple(sorted(sizes)))
+
+
+def sizes_that_pay(costs: CallCosts, policy: Policy) -> tuple[int, ...]:
+    """Those of the policy's sizes that are worth a warm-up: each makes more images a second than the one before it."""
+
+    def of_an_image(size: int) -> float:
+        ways = policy.ways if size > 1 else policy.ways[:1]
+        return min(costs.seconds(way, size) for way in ways) / size
+
+    found = [1]
+    for size in policy.sizes:
+        if of_an_image(size) * GAIN <= of_an_image(found[-1]):
+            found.append(size)
+    return tuple(found)
 
 
 def batches(images: int, sizes: Sequence[int]) -> list[int]:

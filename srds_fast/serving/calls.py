@@ -1,4 +1,4 @@
-"""Calls of a pipeline for the images of requests: their arguments, their PNG files, and what they have taken."""
+"""Calls of a pipeline for the images of requests: their PNG files, and what they have taken."""
 
 from __future__ import annotations
 
@@ -7,72 +7,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from .. import zoo
 from ..telemetry.report import Report
-from .contract import ImageRequest, Usage
-from .settings import ServerSettings
+from .contract import Usage
+from .kinds import Image, Kind
 
 # calls whose times tell what the next one of the kind takes, and the share of them that took no longer
 LAST, SHARE = 20, 0.9
 # the fastest level: higher ones make files a little smaller, and take several times as long
 COMPRESSION = 1
-# of warm-ups of pipelines that are not bundled
-PROMPT, NEGATIVE_PROMPT = "a photograph of a lighthouse by the sea in the evening", "blurred"
-
-
-class Asked(NamedTuple):
-    """One image of a request."""
-
-    prompt: str
-    negative_prompt: str | None
-    seed: int
-
-    @classmethod
-    def for_warming(cls, kind: KindOfCall, model: str, batch: int) -> list[Asked]:
-        """What a warm-up draws."""
-        prompt = zoo.prompts(model)[0] if model in zoo.names() else PROMPT
-        return [cls(prompt, NEGATIVE_PROMPT if kind.negative else None, seed) for seed in range(batch)]
-
-
-class KindOfCall(NamedTuple):
-    """What a plan is held for, together with the batch size."""
-
-    steps: int
-    width: int | None
-    height: int | None
-    guidance_scale: float | None
-    negative: bool  # whether there is a negative prompt
-
-    @classmethod
-    def of(cls, request: ImageRequest, settings: ServerSettings) -> KindOfCall:
-        guidance = guidance_for(settings, request.guidance_scale)
-        return cls(request.steps, request.width, request.height, guidance, request.negative_prompt is not None)
-
-    def is_like(self, other: KindOfCall) -> bool:
-        """Whether they differ in the value of the guidance scale alone, not in whether there is guidance."""
-        return self._guided == other._guided and self._replace(guidance_scale=other.guidance_scale) == other
-
-    @property
-    def _guided(self) -> bool:
-        return self.guidance_scale is None or self.guidance_scale > 1
-
-    def arguments(self, images: Sequence[Asked]) -> dict[str, Any]:
-        """Arguments of a call. Lists also of one image: what a plan is held for depends on the types."""
-        asked = {
-            "prompt": [image.prompt for image in images],
-            "num_inference_steps": self.steps,
-            # on the CPU: then the noise is the same on every device and for every batch size
-            "generator": [torch.Generator("cpu").manual_seed(image.seed) for image in images],
-            "guidance_scale": self.guidance_scale,
-            "width": self.width,
-            "height": self.height,
-            "negative_prompt": [image.negative_prompt for image in images] if self.negative else None,
-        }
-        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass
@@ -85,7 +29,7 @@ class Prepared:
     """
 
     fast: Any
-    kind: KindOfCall
+    kind: Kind
     fallback: str | None
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LAST))
 
@@ -95,31 +39,12 @@ class Prepared:
         ordered = sorted(self._seconds)
         return ordered[min(len(ordered) - 1, int(SHARE * len(ordered)))]
 
-    def take_times_of(self, other: Prepared) -> None:
-        """Expect what calls of another kind have taken."""
-        self._seconds.extend(other._seconds)
-
-    def call(self, images: Sequence[Asked]) -> tuple[list[bytes], Usage]:
+    def call(self, images: Sequence[Image]) -> tuple[list[bytes], Usage]:
         """PNG files of the images, by one call."""
         begun = time.perf_counter()
         files = [png(image) for image in self.fast(**self.kind.arguments(images)).images]
         self._seconds.append(time.perf_counter() - begun)
         return files, usage_of(self.fast.report)
-
-
-def guidance_for(settings: ServerSettings, asked: float | None) -> float | None:
-    """The guidance scale of a call; None leaves it to the pipeline."""
-    if asked is not None:
-        return asked
-    if settings.guidance_scale is None and settings.model in zoo.names():
-        return zoo.GUIDANCE
-    return settings.guidance_scale
-
-
-def images_of(request: ImageRequest) -> list[Asked]:
-    """Each image that a request asks for."""
-    first = request.seed or 0
-    return [Asked(request.prompt, request.negative_prompt, first + number) for number in range(request.n)]
 
 
 def png(image: Any) -> bytes:

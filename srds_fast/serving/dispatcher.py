@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from .admission import Queue
-from .batching import Call, CallCosts, Kind, Policy, Waiting
+from .batching import Call, Policy, Waiting, Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
+from .kinds import Kind
 from .metrics import CLIENT_LEFT, Metrics
 from .predictions import Predictions
 from .settings import ServerSettings
@@ -95,18 +96,22 @@ class Dispatcher:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner, self._metrics, self._clock = runner, metrics, clock
-        self._predictions = Predictions(settings.batch_sizes)
-        policy = Policy.of(settings.batching, settings.batch_sizes)
-        self._queue = Queue(policy, self._predictions.seconds, settings.max_queue)
+        self._runner, self._settings, self._metrics, self._clock = runner, settings, metrics, clock
+        self._set_calls(Warmed())
         self._running: set[_Running] = set()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def know(self, kind: Kind, costs: CallCosts) -> None:
-        """What calls of a kind cost, as measured before the first request."""
-        self._predictions.know(kind, costs)
+    def prepare(self, warmed: Warmed) -> None:
+        """Which calls may be made, and what they cost. Called before the first request is let in."""
+        self._set_calls(warmed)
+        self._metrics.warmed(*warmed.seconds)
+
+    def _set_calls(self, warmed: Warmed) -> None:
+        self._predictions = Predictions(warmed)
+        policy = Policy.of(self._settings.batching, warmed.sizes)
+        self._queue = Queue(policy, self._predictions.seconds, self._settings.max_queue)
 
     def wake(self) -> None:
         """There are more or fewer slots than before. If there is none, those who wait are refused, as who comes is."""

@@ -133,8 +133,7 @@ class _Replicas:
             try:
                 slots, self.reason = await asyncio.to_thread(_running)
                 if slots and not known:
-                    for kind, costs in await self._handle.costs.remote():
-                        dispatcher.know(kind, costs)
+                    dispatcher.prepare(await self._handle.warmed.remote())
                     known = True
             except Exception as why:  # the controller of Ray Serve starts anew, say
                 logger.warning("It is not known which replicas run: %s", why)

@@ -11,12 +11,10 @@ import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from itertools import product
 from typing import Any
 
 from ..errors import Cancelled, InvalidArgument
 from .app import create_app
-from .batching import Kind
 from .contract import ImageRequest, ImageResult, PartialImage, Readiness
 from .dispatcher import Dispatcher
 from .metrics import Metrics
@@ -24,8 +22,6 @@ from .packages import require
 from .settings import ServerSettings
 from .worker import Worker
 from .worker_thread import WorkerThread
-
-WORDS = "a photograph of a lighthouse"  # of requests that are only predicted
 
 
 class LocalBackend:
@@ -79,10 +75,7 @@ class LocalBackend:
         try:
             worker = await self._thread.run(self._load, self._settings)
             self._reason = "it warms up"
-            await self._thread.run(worker.warm, self._thread.ending)
-            for steps, (width, height) in product(self._settings.steps, self._settings.sizes or ((None, None),)):
-                request = ImageRequest(WORDS, steps, width=width, height=height)
-                self._dispatcher.know(Kind.of(request), await self._thread.run(worker.costs, request))
+            self._dispatcher.prepare(await self._thread.run(worker.warm, self._thread.ending))
         except Cancelled:
             return
         except Exception as error:

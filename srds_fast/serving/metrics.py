@@ -37,6 +37,7 @@ MEASURES = {
     "srds_fast_waves": Measure("histogram", "Batched network calls of a call.", buckets=COUNTS),
     "srds_fast_rows": Measure("histogram", "Rows of a call.", buckets=COUNTS),
     "srds_fast_fallbacks": Measure("counter", "Calls that did not run parallel in time, by reason.", ("reason",)),
+    "srds_fast_warmup_seconds": Measure("gauge", "What the warm-up took, by images of a call.", ("images",)),
     "srds_fast_tolerance_misses": Measure("counter", "Samples that may be beyond the tolerance."),
 }
 
@@ -84,7 +85,13 @@ class Metrics:
         """So many requests wait, so many calls run, and so many may."""
         for name, value in (("queue_length", length), ("running_calls", running), ("slots", slots)):
             for sink in self._sinks:
-                sink[f"srds_fast_{name}"].set(value)
+                sink[f"srds_fast_{name}"].set(value, {})
+
+    def warmed(self, single: float, shared: float) -> None:
+        """What the warm-up took: of calls for one image, and of those for several."""
+        for images, seconds in (("one", single), ("several", shared)):
+            for sink in self._sinks:
+                sink["srds_fast_warmup_seconds"].set(seconds, {"images": images})
 
     def text(self) -> str:
         """All of it, as Prometheus reads it."""
@@ -124,8 +131,11 @@ class _Sink:
         else:
             (self._metric.labels(**labels) if labels else self._metric).inc(amount)
 
-    def set(self, value: float) -> None:
-        self._metric.set(value)
+    def set(self, value: float, labels: dict[str, str]) -> None:
+        if self._ray:
+            self._metric.set(value, tags=labels)
+        else:
+            (self._metric.labels(**labels) if labels else self._metric).set(value)
 
     def observe(self, value: float) -> None:
         self._metric.observe(value)

@@ -15,11 +15,10 @@ from typing import Any
 
 from ..errors import InvalidArgument, shown
 from .contract import ImageRequest, Refused
+from .kinds import guidance_scales
 from .settings import ServerSettings, Size, size_of
 
 DEADLINE = "X-Deadline-Ms"
-# calls of another guidance scale are prepared anew, and kept: these are the values that a request may have
-MOST_GUIDANCE, GUIDANCE_STEP = 20.0, 0.25
 # torch takes 64 bits, and later images add to it
 MOST_SEED = 2**62
 # seeds of requests that name none; JavaScript reads them exactly
@@ -82,8 +81,8 @@ def parsed(body: bytes, settings: ServerSettings, models: Sequence[str], deadlin
         width=width,
         height=height,
         seed=_seed(given),
-        guidance_scale=_guidance(given),
-        negative_prompt=given.text("negative_prompt", settings.max_prompt_chars),
+        guidance_scale=_guidance(given, settings),
+        negative_prompt=_negative_prompt(given, settings),
         partial_images=given.whole("partial_images", 0, settings.max_partial_images) or 0,
         deadline=_deadline(deadline),
     )
@@ -220,17 +219,25 @@ def _seed(given: _Fields) -> int:
     return secrets.randbelow(OWN_SEEDS) if seed is None else seed
 
 
-def _guidance(given: _Fields) -> float | None:
-    value = given.values.get("guidance_scale")
-    if value is None:
-        return None
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 else -1
-    if not 0 <= number <= MOST_GUIDANCE or number % GUIDANCE_STEP:
-        raise _wrong(
-            "guidance_scale",
-            f"guidance_scale is {shown(value)}. It must be from 0 to {MOST_GUIDANCE:g}, in steps of {GUIDANCE_STEP:g}.",
-        )
-    return number
+def _guidance(given: _Fields, settings: ServerSettings) -> float | None:
+    asked, known = given.values.get("guidance_scale"), guidance_scales(settings)
+    if asked is None:
+        return known[0]
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or asked not in known:
+        own = "This server is prepared for the value of its model alone. Leave it out."
+        listed = ", ".join(f"{each:g}" for each in known if each is not None)
+        told = f"This server is prepared for {listed}. Ask for one of them." if listed else own
+        raise _wrong("guidance_scale", f"guidance_scale is {shown(asked)}. {told}")
+    return float(asked)
+
+
+def _negative_prompt(given: _Fields, settings: ServerSettings) -> str | None:
+    prompt = given.text("negative_prompt", settings.max_prompt_chars)
+    if prompt is not None and not settings.negative_prompts:
+        raise _wrong("negative_prompt", "negative_prompt was given. This server takes none. Leave it out.")
+    if prompt is not None and not prompt.strip():
+        raise _wrong("negative_prompt", "negative_prompt is empty. It says what not to draw. Leave it out.")
+    return prompt
 
 
 def _deadline(header: str | None) -> float | None:

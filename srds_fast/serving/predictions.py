@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Hashable
 
-from .batching import CallCosts, batches
+from .batching import CallCosts, Warmed, batches
 
 # calls like the next one that tell what it takes, and the share of them that took no longer
 LAST, SHARE = 20, 0.9
-# shapes that are remembered: clients choose some of what makes a shape
-MOST_SHAPES = 256
-
-_Key = tuple[Hashable, str, int]
 
 
 class Predictions:
-    """Seconds of calls by their shape, the way that they sample, and their number of images.
+    """Seconds of calls by the kind of their requests, the way that they sample, and their number of images.
+
+    Images that no call is prepared for are made by several calls.
 
     Args:
-        sizes: numbers of images that calls are prepared for, ascending from 1. Others are made by several such calls.
+        warmed: what is known before the first request.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
-        self._costs: dict[Hashable, CallCosts] = {}
-        self._took: OrderedDict[_Key, deque[float]] = OrderedDict()
+    def __init__(self, warmed: Warmed) -> None:
+        self._sizes, self._costs = warmed.sizes, dict[Hashable, CallCosts](warmed.costs)
+        self._took: dict[tuple[Hashable, str, int], deque[float]] = defaultdict(lambda: deque(maxlen=LAST))
 
-    def know(self, shape: Hashable, costs: CallCosts) -> None:
-        """What calls of a shape cost, as measured before the first request."""
-        self._costs[shape] = costs
-
-    def record(self, shape: Hashable, way: str, images: int, seconds: float) -> None:
+    def record(self, kind: Hashable, way: str, images: int, seconds: float) -> None:
         """A call has taken so long."""
-        key = shape, way, images
-        self._took.setdefault(key, deque(maxlen=LAST)).append(seconds)
-        self._took.move_to_end(key)
-        if len(self._took) > MOST_SHAPES:
-            self._took.popitem(last=False)
+        self._took[kind, way, images].append(seconds)
 
-    def seconds(self, shape: Hashable, way: str, images: int) -> float:
+    def seconds(self, kind: Hashable, way: str, images: int) -> float:
         """What a call is predicted to take: what nine tenths of the last calls like it took at most.
 
-        If there were none, by its costs. Calls of an unknown shape cost as much as those of the slowest that is known;
-        0 if none is.
+        If there were none, by its costs; calls of a kind that is not known take no time.
         """
-        took = self._took.get((shape, way, images))
-        if took is not None:
+        if took := self._took.get((kind, way, images)):
             ordered = sorted(took)
             return ordered[min(len(ordered) - 1, int(SHARE * len(ordered)))]
-        known = self._costs.get(shape)
-        costs = self._costs.values() if known is None else (known,)
-        parts = batches(images, self._sizes)
-        return max((sum(each.seconds(way, part) for part in parts) for each in costs), default=0.0)
+        if kind not in self._costs:
+            return 0.0
+        return sum(self._costs[kind].seconds(way, part) for part in batches(images, self._sizes))

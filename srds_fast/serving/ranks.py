@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch.distributed as dist
@@ -14,10 +14,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine.cancellation import Cancel
 from ..errors import Cancelled, RankError, RankLost
-from .batching import CallCosts
+from .batching import Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings
-from .worker import Worker
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 # a method that never returns waits in a thread of its own: the end of its process is then noticed at once
 LIFE = "life"
@@ -32,10 +34,13 @@ class Rank:
     def join(self, host: str, port: int, rank: int, backend: str) -> None:
         """Meet the other ranks, and load the model."""
         _meet(dist.TCPStore(host, port, is_master=False), rank, self._settings, backend)
-        self._worker = Worker.load(self._settings, parallel=dist.group.WORLD)
+        self._worker = _loaded(self._settings)
 
-    def warm(self) -> None:
-        self._worker.warm()
+    def warm_single(self) -> None:
+        self._worker.warm_single()
+
+    def warm_shared(self, sizes: tuple[int, ...]) -> None:
+        self._worker.warm_shared(sizes)
 
     def generate(self, requests: Sequence[ImageRequest], way: str) -> None:
         with _told_by_the_first_rank():
@@ -76,16 +81,18 @@ class GroupWorker:
         store = dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
         joined = [each.join.remote(host, store.port, rank, backend) for rank, each in enumerate(self._ranks, start=1)]
         _meet(store, 0, settings, backend)
-        self._worker = Worker.load(settings, parallel=dist.group.WORLD)
+        self._worker = _loaded(settings)
         ray.get(joined)
 
-    def warm(self) -> None:
-        warmed = [each.warm.remote() for each in self._ranks]
-        self._worker.warm()
+    def warm(self) -> Warmed:
+        """See `Worker.warm`. The first rank decides which calls are prepared: each has measured other seconds."""
+        warmed = [each.warm_single.remote() for each in self._ranks]
+        sizes = self._worker.warm_single()
         ray.get(warmed)
-
-    def costs(self, request: ImageRequest) -> CallCosts:
-        return self._worker.costs(request)
+        warmed = [each.warm_shared.remote(sizes) for each in self._ranks]
+        self._worker.warm_shared(sizes)
+        ray.get(warmed)
+        return self._worker.warmed()
 
     def generate(self, requests: Sequence[ImageRequest], cancel: Cancel | None, way: str) -> list[ImageResult]:
         with _refused_where_ranks_fail():
@@ -104,6 +111,12 @@ def _meet(store: Any, rank: int, settings: ServerSettings, backend: str) -> None
     """Make the process group. Who waits for a rank longer than a request may take has lost it."""
     limit = timedelta(seconds=settings.request_seconds)
     dist.init_process_group(backend, store=store, rank=rank, world_size=settings.devices_per_replica, timeout=limit)
+
+
+def _loaded(settings: ServerSettings) -> Worker:
+    from .worker import Worker  # only now: it imports diffusers, and the processes of other ranks start meanwhile
+
+    return Worker.load(settings, parallel=dist.group.WORLD)
 
 
 @contextmanager
@@ -134,4 +147,6 @@ def lost() -> Refused:
 
 
 def failed() -> Refused:
-    return Refused(503, "A device of this replica failed while it made the image. Try again.", code="rank_failed")
+    return Refused(
+        503, "A device of this replica failed while it made the image. Try again.", code="rank_failed", retry_after=1.0
+    )

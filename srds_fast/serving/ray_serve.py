@@ -9,6 +9,7 @@ replica that is lost costs its clients an answer with status 503, not a broken c
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -21,17 +22,18 @@ import ray
 import torch
 import yaml
 from ray import serve
+from ray._private import ray_constants
 
 from ..errors import InvalidArgument, SrdsFastError
 from .front import REPLICA, Application, Front
 from .replica import Replica
-from .settings import AUTO_REPLICAS, ServerSettings
+from .settings import AUTO, ServerSettings
 
-NAME = "srds-fast"
+NAME, LOOPBACK = "srds-fast", "127.0.0.1"
 # requests that the front may hold at once; its own queue refuses long before
 MOST_REQUESTS = 4096
 # seconds between two questions whether a replica is well, and to wait for an answer: its event loop is never busy
-HEALTH_PERIOD, HEALTH_TIMEOUT = 2.0, 30.0
+HEALTH_PERIOD, HEALTH_TIMEOUT = 1.0, 30.0
 # replicas are added while those that are there are busy for a larger share of the time
 BUSY = 0.7
 # of the pictures that replicas send; Ray would take a third of the memory of the machine
@@ -105,6 +107,7 @@ def run(settings: ServerSettings, told: Callable[[str], None] = print) -> None:
         place = f"http://{settings.host}:{settings.port}"
         told(f"Serving {settings.model_name} at {place}. It warms up; {place}/readyz tells when it is ready.")
         deploy(settings)
+        told("It is ready.")
         ready.set()
         while not ended.wait(1.0):
             pass
@@ -119,19 +122,31 @@ def run(settings: ServerSettings, told: Callable[[str], None] = print) -> None:
 def start(settings: ServerSettings) -> None:
     """Start Ray on this machine alone, without its dashboard, and the HTTP server of Ray Serve.
 
+    Who reaches a port of Ray may run any code. So its processes listen on the loopback address, and ask for a token,
+    which other users of this machine do not know. So does the one port of each replica that Ray Serve opens on all
+    addresses.
+
     Raises: as `run`.
     """
     _check_free(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # the priority of this process: Ray would give replicas a low one, and any other work would make requests wait
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if not any(name.startswith("RAY_AUTH_") for name in os.environ):  # Ray would write its own where all can read it
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # or Ray would take the address in the network, also where 127.0.0.1 is asked for
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             num_cpus=os.cpu_count(),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            # what Ray listens on is reached from this machine alone
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=LOOPBACK,
             log_to_driver=False,
         )
+        address = ray.nodes()[0]["NodeManagerAddress"]
+        if address != LOOPBACK:
+            raise RuntimeError(f"it listens on {address}, not on {LOOPBACK} alone")
         serve.start(http_options={"host": settings.host, "port": settings.port})
     except Exception as why:
         raise SrdsFastError(
@@ -156,7 +171,7 @@ def _options(settings: ServerSettings, resources: dict[str, float]) -> dict[str,
         "health_check_timeout_s": HEALTH_TIMEOUT,
         "graceful_shutdown_timeout_s": settings.drain_seconds + 5,
     }
-    if settings.replicas == AUTO_REPLICAS:
+    if settings.replicas == AUTO:
         found["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": BUSY}
     else:
         found["num_replicas"] = settings.replicas
@@ -178,7 +193,7 @@ def _shared_out(settings: ServerSettings) -> tuple[ServerSettings, int]:
     Ray lets a process compute with as many threads as it has CPUs.
     """
     size = settings.devices_per_replica
-    if settings.replicas == AUTO_REPLICAS:
+    if settings.replicas == AUTO:
         devices = torch.cuda.device_count() if _on_gpu(settings) else size
         settings = replace(settings, replicas=max(1, devices // size))
     assert isinstance(settings.replicas, int)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from itertools import product
 from typing import Any, TypeVar
 
-from .batching import CallCosts, Kind
+from .batching import Warmed
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings
-from .worker import Worker
 from .worker_thread import WorkerThread
 
 T = TypeVar("T")
-PROMPT = "a photograph of a lighthouse"  # of requests that are only predicted
 
 
 class Replica:
@@ -41,23 +38,20 @@ class Replica:
 
     def _load(self, resources: dict[str, float]) -> None:
         if self._settings.devices_per_replica == 1:
+            from .worker import Worker
+
             worker: Any = Worker.load(self._settings)
         else:
             from .ranks import GroupWorker
 
             worker = GroupWorker(self._settings, resources)
             self._lives = worker.lives
-        worker.warm()
+        self._warmed: Warmed = worker.warm()
         self._thread.worker = worker
 
-    async def costs(self) -> list[tuple[Kind, CallCosts]]:
-        """What calls cost that were prepared."""
-        found = []
-        for steps, (width, height) in product(self._settings.steps, self._settings.sizes or ((None, None),)):
-            request = ImageRequest(PROMPT, steps, width=width, height=height)
-            assert self._thread.worker is not None
-            found.append((Kind.of(request), await self._thread.run(self._thread.worker.costs, request)))
-        return found
+    async def warmed(self) -> Warmed:
+        """Which calls were prepared, and what they cost."""
+        return self._warmed
 
     async def generate(self, requests: Sequence[ImageRequest], way: str) -> list[ImageResult] | Refused:
         """See `Runner.generate`."""

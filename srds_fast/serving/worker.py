@@ -22,12 +22,17 @@ from ..sampling.stream import Refinement
 from ..solvers.contract import ITERATION
 from ..solvers.registry import SEQUENTIAL as STEP_BY_STEP
 from ..telemetry.report import Report
-from .batching import PARALLEL, SEQUENTIAL, CallCosts, Kind, Policy, batches, costs_of
-from .calls import Asked, KindOfCall, Prepared, guidance_for, images_of, png, sum_of, usage_of
+from .batching import PARALLEL, SEQUENTIAL, CallCosts, Policy, Warmed, batches, costs_of, sizes_that_pay
+from .calls import Prepared, png, sum_of, usage_of
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
-from .settings import ServerSettings, Size
+from .kinds import Kind, images_of, kinds_of
+from .settings import AUTO, ServerSettings
 
 logger = logging.getLogger("srds_fast")
+
+# batch sizes that are prepared where they pay, if the settings name none
+AUTO_SIZES = (1, 2, 4, 8)
+FEWEST_GRAPHS = 8  # that each compiled pipeline keeps
 
 FAILED = (
     "The pipeline failed while it made the image. The log of the server has the reason. Try another seed or prompt, "
@@ -52,18 +57,25 @@ class Worker:
     """
 
     def __init__(self, pipe: Any, settings: ServerSettings, *, parallel: Any = None) -> None:
-        self.settings, self._pipe, self._parallel = settings, pipe, parallel
+        self.settings, self._pipe, self._kinds = settings, pipe, kinds_of(settings)
+        sizes = AUTO_SIZES if isinstance(settings.batch_sizes, str) else settings.batch_sizes
+        self._policy = Policy.of(settings.batching, sizes)
+        self._sizes = (1,) if settings.batch_sizes == AUTO else self._policy.sizes
+        # what was recorded before the first request is kept
+        recordings = {"max_graphs": max(FEWEST_GRAPHS, len(self._kinds) * len(self._policy.sizes))}
+        self._options: dict[str, Any] = {"parallel": parallel, **recordings}
         if settings.plan is not None:
             plan = Plan.load(settings.plan)
             _check_steps(steps_for(pipe, plan), settings)
-            self._fast: Any = compile(pipe, plan=plan, parallel=parallel)
+            self._fast: Any = compile(pipe, plan=plan, **self._options)
         else:
             tolerance: dict[str, Any] = {} if settings.tolerance is None else {"tolerance": settings.tolerance}
-            self._fast = compile(pipe, latency=settings.latency, parallel=parallel, **tolerance)
-        self._step_by_step: Any = compile(pipe, method=STEP_BY_STEP, parallel=parallel)
+            self._fast = compile(pipe, latency=settings.latency, **tolerance, **self._options)
+        self._step_by_step: Any = compile(pipe, method=STEP_BY_STEP, **self._options)
         self._by_plan: dict[Plan, Any] = {}  # pipelines compiled with the plans of calls for one image
-        self._plans: dict[KindOfCall, Plan | None] = {}
-        self._prepared: dict[tuple[KindOfCall, str, int], Prepared] = {}
+        self._plans: dict[Kind, Plan | None] = {}
+        self._prepared: dict[tuple[Kind, str, int], Prepared] = {}
+        self._seconds = 0.0, 0.0  # of the warm-up, see `Warmed`
 
     @classmethod
     def load(cls, settings: ServerSettings, *, parallel: Any = None) -> Worker:
@@ -77,36 +89,52 @@ class Worker:
         pipe = open_pipeline(settings.model, settings.device, settings.dtype, settings.ddim, max(settings.steps))
         return cls(pipe, settings, parallel=parallel)
 
-    def warm(self, cancel: Cancel | None = None) -> None:
-        """Prepare the calls of all step counts, sizes and batch sizes: make recordings, choose plans and keep them.
+    def warm(self, cancel: Cancel | None = None) -> Warmed:
+        """Prepare the calls of all kinds and batch sizes: make recordings, choose plans and keep them.
 
         Raises:
             Cancelled: `cancel` was set.
         """
-        settings = self.settings
-        sizes: Sequence[Size | tuple[None, None]] = settings.sizes or ((None, None),)
-        policy = Policy.of(settings.batching, settings.batch_sizes)
-        for steps in settings.steps:
-            for width, height in sizes:
-                kind = KindOfCall(steps, width, height, guidance_for(settings, None), negative=False)
-                with using(cancel=cancel):
-                    self._prepare(kind, PARALLEL, 1)
-                    self._prepare(kind, policy.ways[0], 1)  # one request alone always runs in the first way
-                    for way, batch in product(policy.ways, policy.sizes):
-                        if batch > 1:
-                            self._prepare(kind, way, batch)
+        self.warm_shared(self.warm_single(cancel), cancel)
+        return self.warmed()
 
-    def costs(self, request: ImageRequest, cancel: Cancel | None = None) -> CallCosts:
-        """What calls for requests like this one cost. A kind of request that comes first is warmed up for it.
+    def warm_single(self, cancel: Cancel | None = None) -> tuple[int, ...]:
+        """Prepare the calls for one image. Returns the batch sizes that are to be prepared too.
 
-        Raises:
-            Refused, Cancelled: as `generate`.
+        Raises: as `warm`.
         """
-        kind = KindOfCall.of(request, self.settings)
-        with _told_as_refusals(), using(cancel=cancel):
-            seconds = self._prepare(kind, PARALLEL, 1).expected
-        ways = [(way, batch, each.expected) for (of, way, batch), each in self._prepared.items() if of == kind]
-        return costs_of(self._plans[kind], kind.steps, seconds, ways)
+        begun = time.perf_counter()
+        with using(cancel=cancel):
+            for kind in self._kinds:
+                self._prepare(kind, PARALLEL, 1)
+                self._prepare(kind, self._policy.ways[0], 1)  # one request alone always runs in the first way
+        self._seconds = time.perf_counter() - begun, 0.0
+        if self.settings.batch_sizes != AUTO:
+            return self._sizes
+        pay = [sizes_that_pay(self._costs(kind), self._policy) for kind in self._kinds]
+        return tuple(sorted({size for sizes in pay for size in sizes}))
+
+    def warm_shared(self, sizes: tuple[int, ...], cancel: Cancel | None = None) -> None:
+        """Prepare the calls for several images.
+
+        Raises: as `warm`.
+        """
+        begun = time.perf_counter()
+        with using(cancel=cancel):
+            for kind, way, size in product(self._kinds, self._policy.ways, sizes):
+                if size > 1:
+                    self._prepare(kind, way, size)
+        self._sizes, self._seconds = sizes, (self._seconds[0], time.perf_counter() - begun)
+        images = ", ".join(map(str, sizes))
+        logger.info("Warm in %.1f s; in %.1f s more for calls of several images: %s.", *self._seconds, images)
+
+    def warmed(self) -> Warmed:
+        """Which calls were prepared, and what they cost."""
+        return Warmed(self._sizes, tuple((kind, self._costs(kind)) for kind in self._kinds), self._seconds)
+
+    def _costs(self, kind: Kind) -> CallCosts:
+        timed = [(way, size, each.expected) for (of, way, size), each in self._prepared.items() if of == kind]
+        return costs_of(self._plans[kind], kind.steps, self._prepared[kind, PARALLEL, 1].expected, timed)
 
     def generate(
         self, requests: Sequence[ImageRequest], cancel: Cancel | None = None, way: str = PARALLEL
@@ -121,12 +149,11 @@ class Worker:
             Refused: the pipeline does not take the arguments, or its sampling failed.
             Cancelled: `cancel` was set.
         """
-        assert len({Kind.of(request) for request in requests}) == 1, "the requests of a call are of one kind"
-        kind = KindOfCall.of(requests[0], self.settings)
+        (kind,) = {Kind.of(request) for request in requests}
         images = [image for request in requests for image in images_of(request)]
         begun, files, used = time.perf_counter(), list[bytes](), []
         with _told_as_refusals(), using(cancel=cancel):
-            for batch in batches(len(images), self.settings.batch_sizes):
+            for batch in batches(len(images), self._sizes):
                 made, usage = self._prepare(kind, way, batch).call(images[len(files) : len(files) + batch])
                 files += made
                 used += [usage] * batch
@@ -148,8 +175,7 @@ class Worker:
         Raises: as `generate`.
         """
         assert request.n == 1, "a stream is of one image"
-        kind, begun = KindOfCall.of(request, self.settings), time.perf_counter()
-        way = Policy.of(self.settings.batching, self.settings.batch_sizes).ways[0]
+        kind, begun, way = Kind.of(request), time.perf_counter(), self._policy.ways[0]
         with _told_as_refusals():
             with using(cancel=cancel):
                 prepared = self._prepare(kind, way, 1)
@@ -167,22 +193,18 @@ class Worker:
             usage = replace(usage_of(stream.report), seconds=time.perf_counter() - begun)
             yield ImageResult((png(refinement.images[0]),), usage)
 
-    def _prepare(self, kind: KindOfCall, way: str, batch: int) -> Prepared:
+    def _prepare(self, kind: Kind, way: str, batch: int) -> Prepared:
         """Calls of a kind, warmed up if they were not before."""
         key = (kind, way, batch)
         if key not in self._prepared:
-            images = Asked.for_warming(kind, self.settings.model, batch)
+            images = kind.images_for_warming(self.settings.model, batch)
             arguments, fast = kind.arguments(images), self._compiled(kind, way, batch)
             begun = time.perf_counter()
             report = fast.warmup(**arguments)
             prepared = Prepared(fast, kind, report.fallback_reason)
-            like = next((each for each in self._prepared if each[0].is_like(kind) and each[1:] == key[1:]), None)
-            if like is None:
-                prepared.call(images)  # as later ones run
-            else:  # of another guidance scale, which changes neither the plan nor what a call takes
-                prepared.take_times_of(self._prepared[like])
+            prepared.call(images)  # as later ones run
             if (way, batch) == (PARALLEL, 1):
-                self._plans[kind] = self._plans[like[0]] if like else self._plan_of(fast, arguments, report)
+                self._plans[kind] = self._plan_of(fast, arguments, report)
             self._prepared[key] = prepared
             took = time.perf_counter() - begun
             logger.info("Warmed up %s, %s, batches of %d, in %.1f s.", kind, way, batch, took)
@@ -193,7 +215,7 @@ class Worker:
         """The plan of a call that was warmed up; None if it runs on the pipeline's own loop for want of another way."""
         return None if report.fallback_reason is not None else fast.plan_for(**arguments, measure=True)
 
-    def _compiled(self, kind: KindOfCall, way: str, batch: int) -> Any:
+    def _compiled(self, kind: Kind, way: str, batch: int) -> Any:
         """The compiled pipeline that makes such calls."""
         if way == SEQUENTIAL:
             return self._step_by_step
@@ -204,7 +226,7 @@ class Worker:
         if plan is None:
             return self._fast
         if plan not in self._by_plan:
-            self._by_plan[plan] = compile(self._pipe, plan=plan, parallel=self._parallel)
+            self._by_plan[plan] = compile(self._pipe, plan=plan, **self._options)
         return self._by_plan[plan]
 
 

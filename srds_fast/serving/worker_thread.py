@@ -9,15 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..engine.cancellation import Cancel
-from .batching import CallCosts
 from .contract import ImageRequest, ImageResult
 from .dispatcher import Item
 
 
 class Makes(Protocol):
     """What a thread calls: a `Worker`, or one that stands for several processes."""
-
-    def costs(self, request: ImageRequest) -> CallCosts: ...
 
     def generate(self, requests: Sequence[ImageRequest], cancel: Cancel | None, way: str) -> list[ImageResult]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from srds_fast.serving.batching import (
     call_of,
     groupings,
     next_calls,
+    sizes_that_pay,
     soonest,
 )
 
@@ -85,6 +87,17 @@ def test_with_batching_sequential_no_call_is_parallel() -> None:
     found = next_calls(FREE.seconds, Policy.of("sequential", SIZES), 8)
     assert {call.way for call in found} == {SEQUENTIAL}
     assert found[-1].images == 8
+
+
+def test_sizes_are_prepared_where_they_make_more_images_a_second() -> None:
+    policy = Policy(sizes=SIZES)
+    assert sizes_that_pay(FREE, policy) == SIZES
+    assert sizes_that_pay(IN_FULL, policy) == (1,)
+    assert sizes_that_pay(FREE, Policy.of("never", SIZES)) == (1,)
+    # a parallel call takes 10 seconds for up to three images, and the device is full then
+    assert sizes_that_pay(UP_TO_32, policy) == (1, 2, 4)
+    hardly = replace(IN_FULL, curve=CostCurve(ROWS, tuple(0.95 * rows + 0.05 for rows in ROWS)))
+    assert sizes_that_pay(hardly, policy) == (1,), "a twentieth more is not worth a warm-up"
 
 
 def test_batches_are_of_prepared_sizes() -> None:

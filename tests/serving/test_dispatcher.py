@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from srds_fast.planner.cost_curve import CostCurve
-from srds_fast.serving.batching import PARALLEL, CallCosts, Kind
+from srds_fast.serving.batching import PARALLEL, CallCosts, Warmed
 from srds_fast.serving.contract import ImageRequest, ImageResult, PartialImage, Refused, Usage
 from srds_fast.serving.dispatcher import Dispatcher
+from srds_fast.serving.kinds import Kind
 from srds_fast.serving.metrics import Metrics
 from srds_fast.serving.settings import ServerSettings
 
@@ -71,9 +72,9 @@ Test = Callable[[Runner, Dispatcher, Metrics], Awaitable[None]]
 def run(test: Test, slots: int = 1, **settings: Any) -> None:
     async def main() -> None:
         runner, metrics = Runner(slots), Metrics()
-        given = ServerSettings(batch_sizes=(1, 2, 4), replicas=0, **settings)
+        given = ServerSettings(replicas=0, **settings)
         dispatcher = Dispatcher(runner, given, metrics)
-        dispatcher.know(Kind.of(asked("")), COSTS)
+        dispatcher.prepare(Warmed((1, 2, 4), ((Kind.of(asked("")), COSTS),)))
         await test(runner, dispatcher, metrics)
 
     asyncio.run(main())

@@ -30,7 +30,7 @@ from srds_fast.serving.worker import Worker
 
 GUIDE = ROOT / "srds_fast" / "GUIDE.md"
 IN_THE_GUIDE = "http://127.0.0.1:8000"
-SETTINGS = ServerSettings(steps=(50,), guidance_scale=3.0, batching="never", replicas=0)
+SETTINGS = ServerSettings(steps=(50,), guidance=(3.0,), batching="never", replicas=0)
 
 
 def block(language: str, about: str) -> str:

@@ -29,7 +29,7 @@ from srds_fast.serving.settings import ServerSettings
 from srds_fast.serving.worker import Worker
 
 STEPS = 12
-SETTINGS = ServerSettings(steps=(STEPS,), guidance_scale=3.0, max_queue=2, replicas=0, drain_seconds=60)
+SETTINGS = ServerSettings(steps=(STEPS,), guidance=(3.0,), batch_sizes=(1,), max_queue=2, replicas=0, drain_seconds=60)
 
 
 class Watched(Worker):
@@ -120,7 +120,7 @@ def expected(plan: str) -> Worker:
 def test_images_are_those_of_the_pipeline(server: Server, expected: Worker) -> None:
     found = server.openai.images.generate(prompt="a", n=3, extra_body={"seed": 5})
     for number, image in enumerate(found.data):
-        (alone,) = expected.generate([ImageRequest("a", STEPS, seed=5 + number)])
+        (alone,) = expected.generate([ImageRequest("a", STEPS, seed=5 + number, guidance_scale=3.0)])
         assert base64.b64decode(image.b64_json) == alone.images[0], "each is a call of its own here, so bit for bit"
     assert found.usage.waves == 3 * alone.usage.waves
     assert found.usage.seconds >= found.usage.queued_seconds >= 0
@@ -233,7 +233,7 @@ def _crowd(server: Server, expected: Worker, requests: int, clients: int) -> Non
     """So many requests, of which some leave early: the others get their own images."""
     chance, wanted = random.Random(0), {}
     for number in range(8):
-        (alone,) = expected.generate([ImageRequest(f"prompt {number}", STEPS, seed=number)])
+        (alone,) = expected.generate([ImageRequest(f"prompt {number}", STEPS, seed=number, guidance_scale=3.0)])
         wanted[number] = alone.images[0]
 
     def ask(number: int, leaves: float | None) -> str:

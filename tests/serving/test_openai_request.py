@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srds_fast.serving.contract import ImageRequest, Refused
+from srds_fast.serving.kinds import Kind, kinds_of
 from srds_fast.serving.openai_request import FIELDS, parsed
 from srds_fast.serving.settings import ServerSettings
 
-SETTINGS = ServerSettings(steps=(50, 25, 100), sizes=((64, 32), (32, 32)), max_images=4, max_prompt_chars=100)
+LIMITS: dict[str, Any] = {"max_images": 4, "max_prompt_chars": 100}
+SIZES = ((64, 32), (32, 32))
+SETTINGS = ServerSettings(steps=(50, 25, 100), sizes=SIZES, guidance=(7.5, 1), negative_prompts=True, **LIMITS)
 MODELS = ["digits"]
 
 
@@ -23,7 +26,7 @@ def asked(deadline: str | None = None, **fields: Any) -> Any:
 
 def test_a_prompt_alone_has_the_defaults_and_some_seed() -> None:
     found = asked()
-    expected = ImageRequest("a", 50, width=64, height=32, seed=found.request.seed)
+    expected = ImageRequest("a", 50, width=64, height=32, seed=found.request.seed, guidance_scale=7.5)
     assert (found.request, found.stream, found.quality, found.size) == (expected, False, "auto", "64x32")
     assert found.request.seed != asked().request.seed
     alone = parsed(b'{"prompt": "a"}', ServerSettings(), MODELS)
@@ -40,7 +43,7 @@ def test_everything_that_is_asked_for_is_taken() -> None:
         partial_images=2,
         seed=7,
         steps=25,
-        guidance_scale=2.5,
+        guidance_scale=1,
         negative_prompt="b",
         user="me",
         response_format="b64_json",
@@ -49,7 +52,7 @@ def test_everything_that_is_asked_for_is_taken() -> None:
         moderation="low",
         quality=None,
     )
-    expected = ImageRequest("a", 25, 1, 32, 32, 7, 2.5, "b", 2, 1.5)
+    expected = ImageRequest("a", 25, 1, 32, 32, 7, 1.0, "b", 2, 1.5)
     assert (found.request, found.stream, found.size) == (expected, True, "32x32")
 
 
@@ -88,9 +91,10 @@ WRONG = [
     ({"seed": 2**63}, 400, "seed"),
     ({"guidance_scale": float("nan")}, 400, "guidance_scale"),
     ({"guidance_scale": 3.1}, 400, "guidance_scale"),
-    ({"guidance_scale": 21}, 400, "guidance_scale"),
+    ({"guidance_scale": True}, 400, "guidance_scale"),
     ({"guidance_scale": "3"}, 400, "guidance_scale"),
     ({"negative_prompt": 1}, 400, "negative_prompt"),
+    ({"negative_prompt": " "}, 400, "negative_prompt"),
     ({"response_format": "url"}, 400, "response_format"),
     ({"output_format": "webp"}, 400, "output_format"),
     ({"output_compression": 50}, 400, "output_compression"),
@@ -110,6 +114,35 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], status: int, parameter: 
         asked(**fields)
     assert (caught.value.status, caught.value.parameter) == (status, parameter)
     assert caught.value.message[0].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("settings", "known", "told"),
+    [
+        ({}, 3.0, "prepared for 3. Ask"),
+        ({"guidance": (5.0, 3.0)}, 5.0, "prepared for 5, 3. Ask"),
+        ({"model": "owner/name"}, None, "prepared for the value of its model alone. Leave it out"),
+    ],
+)
+def test_guidance_and_negative_prompts_are_those_that_the_server_is_prepared_for(
+    settings: dict[str, Any], known: float | None, told: str
+) -> None:
+    """Each value is another kind of call: one that is not prepared would be rehearsed in the middle of serving."""
+    given = ServerSettings(**settings)
+    assert parsed(b'{"prompt": "a"}', given, MODELS).request.guidance_scale == known
+    with pytest.raises(Refused, match=told):
+        parsed(b'{"prompt": "a", "guidance_scale": 4}', given, MODELS)
+    with pytest.raises(Refused, match="takes none") as caught:
+        parsed(b'{"prompt": "a", "negative_prompt": "b"}', given, MODELS)
+    assert (caught.value.status, caught.value.parameter) == (400, "negative_prompt")
+
+
+def test_every_request_is_of_a_kind_that_is_prepared() -> None:
+    kinds = kinds_of(SETTINGS)
+    assert len(set(kinds)) == len(kinds) == 3 * 2 * 2 * 2
+    assert Kind.of(asked().request) == kinds[0]
+    found = asked(steps=100, size="32x32", guidance_scale=1, negative_prompt="b").request
+    assert Kind.of(found) == kinds[-1]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 60_000, b'{"n":1%s}' % (b"0" * 5000)])
@@ -162,6 +195,7 @@ def test_any_object_is_a_request_within_the_limits_or_refused(body: dict[str, An
     assert 1 <= request.n <= SETTINGS.max_images
     assert request.steps in SETTINGS.steps
     assert (request.width, request.height) in SETTINGS.sizes
+    assert Kind.of(request) in kinds_of(SETTINGS)
     assert request.seed is not None
     assert 0 <= request.seed <= 2**62
     assert request.prompt == body["prompt"]

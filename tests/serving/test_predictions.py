@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from srds_fast.planner.choose import choose, until
@@ -12,13 +10,15 @@ from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.search import Known, Pricing, compare
 from srds_fast.planner.settings import Settings
-from srds_fast.serving.batching import PARALLEL, SEQUENTIAL, CallCosts, costs_of
+from srds_fast.serving.batching import PARALLEL, SEQUENTIAL, CallCosts, Warmed, costs_of
 from srds_fast.serving.contract import Usage
+from srds_fast.serving.kinds import Kind
 from srds_fast.serving.metrics import CLIENT_LEFT, MEASURES, MOST_VALUES, Metrics
 from srds_fast.serving.predictions import LAST, Predictions
 
 STEPS = 50
 CURVE = CostCurve((1, 8, 64), (0.01, 0.012, 0.096))
+KIND = Kind(STEPS, None, None, 3.0, False)
 COSTS = CallCosts(CURVE, (5,) * 10, STEPS)
 
 
@@ -55,28 +55,19 @@ def test_where_no_curve_is_known_every_row_costs_as_the_first(plan: Plan | None)
 
 
 def test_the_last_calls_tell_what_the_next_one_takes() -> None:
-    known = Predictions((1, 2, 4))
-    assert known.seconds("a", PARALLEL, 1) == 0, "before the first call of all"
-    known.know("a", COSTS)
-    assert known.seconds("a", PARALLEL, 4) == COSTS.seconds(PARALLEL, 4)
+    assert Predictions(Warmed()).seconds(KIND, PARALLEL, 1) == 0, "nothing is known"
+    known = Predictions(Warmed((1, 2, 4), ((KIND, COSTS),)))
+    assert known.seconds(KIND, PARALLEL, 4) == COSTS.seconds(PARALLEL, 4)
     for number in range(100):
-        known.record("a", PARALLEL, 4, float(number))
-    assert known.seconds("a", PARALLEL, 4) == 100 - LAST + 0.9 * LAST
-    assert known.seconds("a", PARALLEL, 2) == COSTS.seconds(PARALLEL, 2), "of others nothing was seen"
+        known.record(KIND, PARALLEL, 4, float(number))
+    assert known.seconds(KIND, PARALLEL, 4) == 100 - LAST + 0.9 * LAST
+    assert known.seconds(KIND, PARALLEL, 2) == COSTS.seconds(PARALLEL, 2), "of others nothing was seen"
 
 
 def test_images_that_no_call_is_prepared_for_are_made_by_several() -> None:
-    known = Predictions((1, 2, 4))
-    known.know("a", COSTS)
+    known = Predictions(Warmed((1, 2, 4), ((KIND, COSTS),)))
     parts = [COSTS.seconds(SEQUENTIAL, images) for images in (4, 2, 1)]
-    assert known.seconds("a", SEQUENTIAL, 7) == pytest.approx(sum(parts))
-
-
-def test_an_unknown_shape_is_as_slow_as_the_slowest() -> None:
-    known = Predictions((1,))
-    known.know("fast", COSTS)
-    known.know("slow", dataclasses.replace(COSTS, steps=2 * STEPS))
-    assert known.seconds("new", SEQUENTIAL, 1) == COSTS.seconds(SEQUENTIAL, 1) * 2
+    assert known.seconds(KIND, SEQUENTIAL, 7) == pytest.approx(sum(parts))
 
 
 def test_metrics_are_counted_once_a_call_and_once_a_request() -> None:
@@ -88,6 +79,7 @@ def test_metrics_are_counted_once_a_call_and_once_a_request() -> None:
     metrics.answered(200, 2.0)
     metrics.answered(CLIENT_LEFT, 0.1)
     metrics.queue(3, 1, 2)
+    metrics.warmed(4.0, 1.5)
     lines = metrics.text().splitlines()
     for line in (
         'srds_fast_requests_total{status="200"} 1.0',
@@ -103,6 +95,8 @@ def test_metrics_are_counted_once_a_call_and_once_a_request() -> None:
         "srds_fast_queue_length 3.0",
         "srds_fast_running_calls 1.0",
         "srds_fast_slots 2.0",
+        'srds_fast_warmup_seconds{images="one"} 4.0',
+        'srds_fast_warmup_seconds{images="several"} 1.5',
     ):
         assert line in lines
     for name in MEASURES:

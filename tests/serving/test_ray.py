@@ -44,8 +44,7 @@ PATIENCE = 600.0
 STEPS, PROMPT = 6, "the digit seven"
 NO_RAY = 3
 GUIDE = Path(__file__).parents[2] / "srds_fast" / "GUIDE.md"
-START = "import json, sys; from srds_fast.serving import ray_serve, settings; "
-START += "ray_serve.run(settings.ServerSettings.from_dict(json.loads(sys.argv[1])))"
+SERVER = Path(__file__).with_name("counted_server.py")
 Answer = tuple[int, Any, dict[str, str]]
 
 
@@ -53,16 +52,18 @@ Answer = tuple[int, Any, dict[str, str]]
 class Server:
     settings: ServerSettings
     process: subprocess.Popen[str]
+    folder: Path  # see `counted_server`
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.settings.port}"
 
     def get(self, path: str) -> Answer:
-        return self._ask("GET", path, None)
+        return ask(self.settings.port, "GET", path)
 
     def images(self, seed: int = 1, **more: Any) -> Answer:
-        return self._ask("POST", "/v1/images/generations", {"prompt": PROMPT, "seed": seed, **more})
+        body = {"prompt": PROMPT, "seed": seed, **more}
+        return ask(self.settings.port, "POST", "/v1/images/generations", body)
 
     def metric(self, start: str) -> float:
         lines = self.get("/metrics")[1].splitlines()
@@ -77,6 +78,19 @@ class Server:
             assert self.process.poll() is None, "the server has ended"
             assert time.monotonic() < end
             time.sleep(0.05)
+
+    def calls_of_one_who_leaves(self, **more: Any) -> list[int]:
+        """Network calls, in each process, of a request whose client leaves in the first of them."""
+        left = self.metric('srds_fast_requests_total{status="499"}')
+        hold, held = self.folder / "hold", self.folder / "held"
+        hold.touch()
+        with connected(self.address, {"prompt": PROMPT, **more}):
+            self.until(held.exists)
+        self.until(lambda: self.metric('srds_fast_requests_total{status="499"}') == left + 1)
+        hold.unlink()
+        held.unlink()
+        assert self.images()[0] == 200, "the next one is answered"
+        return [len(file.read_text().split("\n")[-2]) for file in self.folder.glob("calls-*")]
 
     def pids(self, name: str) -> list[int]:
         """Processes of this server, children of its children too, whose title has a name."""
@@ -94,24 +108,25 @@ class Server:
                 found.append(pid)
         return found
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.settings.port, timeout=PATIENCE)
-        content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        text = response.read().decode()
-        kind = response.headers.get("content-type", "")
-        connection.close()
-        return response.status, json.loads(text) if "json" in kind else text, dict(response.headers)
+
+def ask(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    content = None if body is None else json.dumps(body)
+    connection.request(method, path, content, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    text = response.read().decode()
+    kind = response.headers.get("content-type", "")
+    connection.close()
+    return response.status, json.loads(text) if "json" in kind else text, dict(response.headers)
 
 
 @contextmanager
-def running(**settings: Any) -> Iterator[Server]:
+def running(folder: Path, **settings: Any) -> Iterator[Server]:
     """A server that is told to end at the end of the block, and then drains."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = ServerSettings(port=port, steps=(STEPS,), replicas=1, request_seconds=PATIENCE, **settings)
-    command = [sys.executable, "-u", "-c", START, json.dumps(given.to_dict())]
+    command = [sys.executable, "-u", str(SERVER), json.dumps(given.to_dict()), str(folder)]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
     lines: list[str] = []
@@ -123,7 +138,7 @@ def running(**settings: Any) -> Iterator[Server]:
             time.sleep(0.05)
         if not any("warms up" in line for line in lines):
             pytest.exit(f"Ray could not start: exit code {process.poll()}, {lines[-5:]}", returncode=NO_RAY)
-        yield Server(given, process)
+        yield Server(given, process, folder)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -133,8 +148,8 @@ def running(**settings: Any) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(batch_sizes=(1, 2), max_images=64, drain_seconds=60.0) as found:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("calls"), batch_sizes=(1, 2), max_images=64, drain_seconds=60.0) as found:
         status, body, headers = found.images()
         while status == 404:  # Ray Serve does not know the application yet
             time.sleep(0.05)
@@ -195,17 +210,61 @@ def test_a_stream_ends_with_the_image_that_a_plain_request_gets(server: Server) 
     assert last["b64_json"] == server.images(seed=3)[1]["data"][0]["b64_json"]
 
 
-def test_a_client_that_leaves_does_not_keep_the_device(server: Server) -> None:
-    """64 images are 32 calls. The next client waits for none of them."""
-    begun = time.monotonic()
-    assert server.images(n=2)[0] == 200
-    two = time.monotonic() - begun
-    with connected(server.address, {"prompt": PROMPT, "n": 64}):
-        server.until(lambda: server.metric("srds_fast_running_calls") == 1)
-    begun = time.monotonic()
-    assert server.images()[0] == 200
-    assert time.monotonic() - begun < 16 * two
-    assert server.metric('srds_fast_requests_total{status="499"}') == 1
+@pytest.mark.parametrize("more", [{"n": 64}, {"stream": True}], ids=["images", "stream"])
+def test_a_client_that_leaves_ends_the_sampling_within_one_network_call(server: Server, more: dict[str, Any]) -> None:
+    (calls,) = server.calls_of_one_who_leaves(**more)
+    assert calls <= 2
+
+
+def listening(server: Server) -> set[tuple[int, str, int]]:
+    """Process, address as Linux writes it, and port of all that the processes of a server listen on."""
+    sockets, found = {}, set()
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(file).read_text().splitlines()[1:]:
+            _, place, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                address, port = place.split(":")
+                sockets[f"socket:[{inode}]"] = address, int(port, 16)
+    for pid in server.pids(""):
+        with suppress(OSError):
+            for each in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if (held := os.readlink(each)) in sockets:
+                        found.add((pid, *sockets[held]))
+    return found
+
+
+def test_replicas_have_the_priority_of_the_command(server: Server) -> None:
+    (replica,) = server.pids("ServeReplica:srds-fast:Replica")
+    of_command, of_replica = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (server.process.pid, replica))
+    assert of_replica == of_command
+
+
+def test_no_port_of_ray_is_open_to_others(server: Server) -> None:
+    """Who reaches one may run any code. Ray Serve opens one of each replica on all addresses: it asks for the token."""
+    import grpc
+
+    found, replicas = listening(server), server.pids("ServeReplica")
+    assert len(found) > 3, "those of Ray and of the server"
+    for pid, address, port in found:
+        if address not in ("0100007F", "0000000000000000FFFF00000100007F"):  # 127.0.0.1
+            assert pid in replicas
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", timeout=PATIENCE, wait_for_ready=True)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_metrics_are_exported_by_ray_too(server: Server) -> None:
+    agents = server.pids("ray::DashboardAgent")
+    ports = {port for pid, address, port in listening(server) if pid in agents and len(address) == 8}
+
+    def exported() -> bool:
+        texts = (ask(port, "GET", "/metrics")[1] for port in ports)
+        return any("ray_srds_fast_requests_total" in text for text in texts if isinstance(text, str))
+
+    server.until(exported)
 
 
 def test_a_replica_that_is_killed_costs_its_requests_a_clear_answer_and_is_replaced(server: Server) -> None:
@@ -234,14 +293,18 @@ def test_sigterm_answers_who_is_in(server: Server) -> None:
     assert server.process.wait(PATIENCE / 4) == 0
 
 
-def test_two_processes_of_a_replica_make_each_image_and_the_loss_of_one_is_told(server: Server) -> None:
+def test_two_processes_of_a_replica_make_each_image_and_the_loss_of_one_is_told(server: Server, tmp_path: Path) -> None:
     assert server.process.poll() is not None, "one Ray at a time"
-    with running(devices_per_replica=2, max_images=64) as found:
+    with running(tmp_path, devices_per_replica=2, max_images=64) as found:
         found.until(lambda: found.images()[0] == 200)
         status, answer, _ = found.images(seed=5)
         assert status == 200
         assert abs(pixels(answer)[0] - expected(5)).mean() <= 0.5
-        (rank,) = found.pids("ray::Rank")
+        for more in ({"n": 64}, {"stream": True}):
+            calls = found.calls_of_one_who_leaves(**more)
+            assert len(calls) == 2, "processes"
+            assert max(calls) <= 2
+        (rank,) = found.pids("ray::CountedRank")
         with ThreadPoolExecutor(1) as pool:
             waits = pool.submit(found.images, n=64)
             found.until(lambda: found.metric("srds_fast_running_calls") == 1)
@@ -250,8 +313,12 @@ def test_two_processes_of_a_replica_make_each_image_and_the_loss_of_one_is_told(
         assert status == 503
         assert answer["error"]["code"] == "replica_lost"
         assert "retry-after" in headers
-        # Ray Serve gives the replica up
-        found.until(lambda: found.get("/readyz")[0] == 503)
+        # Ray Serve gives the replica up, and starts another one
+        found.until(lambda: found.images()[0] == 200)
+        status, answer, _ = found.images(seed=6)
+        assert status == 200
+        assert abs(pixels(answer)[0] - expected(6)).mean() <= 0.5
+        assert found.pids("ray::CountedRank") != [rank]
 
 
 def test_the_command_of_the_guide_writes_the_file_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:

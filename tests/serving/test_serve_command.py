@@ -28,18 +28,19 @@ def settings(line: str) -> ServerSettings:
 
 def test_arguments_become_settings(tmp_path: Path) -> None:
     assert settings("") == ServerSettings()
-    assert settings("--local") == ServerSettings(replicas=0)
+    assert settings("--local --batch-sizes auto") == ServerSettings(replicas=0)
     found = settings(
-        "--model a/b --device cpu --dtype float16 --ddim --steps 50,25 --sizes 64x32,32x32 --guidance 5 --tolerance "
-        "0.01 --latency constant --replicas 2 --devices-per-replica 2 --batching never --batch-sizes 2,4 --host ::1 "
-        "--port 0 --api-key-file k --max-images 2 --max-prompt-chars 9 --max-queue 0 --request-seconds 5 "
-        "--drain-seconds 6"
+        "--model a/b --device cpu --dtype float16 --ddim --steps 50,25 --sizes 64x32,32x32 --guidance 5,3 "
+        "--negative-prompts --tolerance 0.01 --latency constant --replicas 2 --devices-per-replica 2 --batching never "
+        "--batch-sizes 2,4 --host ::1 --port 0 --api-key-file k --max-images 2 --max-prompt-chars 9 --max-queue 0 "
+        "--request-seconds 5 --drain-seconds 6"
     )
-    what = {"model": "a/b", "device": "cpu", "dtype": "float16", "ddim": True, "steps": (50, 25), "guidance_scale": 5.0}
-    how = {"sizes": ((64, 32), (32, 32)), "tolerance": 0.01, "latency": "constant"}
+    what = {"model": "a/b", "device": "cpu", "dtype": "float16", "ddim": True, "steps": (50, 25)}
+    which = {"sizes": ((64, 32), (32, 32)), "guidance": (5.0, 3.0), "negative_prompts": True}
+    how = {"tolerance": 0.01, "latency": "constant", "request_seconds": 5.0, "drain_seconds": 6.0}
     where = {"replicas": 2, "devices_per_replica": 2, "batching": "never", "batch_sizes": (2, 4), "host": "::1"}
     who = {"port": 0, "api_key_file": "k", "max_images": 2, "max_prompt_chars": 9, "max_queue": 0}
-    assert found == ServerSettings(**what, **how, **where, **who, request_seconds=5.0, drain_seconds=6.0)
+    assert found == ServerSettings(**what, **which, **how, **where, **who)
     plan = tmp_path / "plan.json"
     srds_fast.compile(tiny.stable_diffusion(), method="srds").plan_for(num_inference_steps=12).save(plan)
     assert settings(f"--plan {plan}") == ServerSettings(plan=str(plan), steps=(12,))
@@ -53,7 +54,7 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         ("--device tpu", "There is no device 'tpu'"),
         ("--sizes 32", "--sizes is '32'"),
         ("--steps 20000", "each of --steps is 20000"),
-        ("--guidance -1", "--guidance is -1.0"),
+        ("--guidance -1", "each of --guidance is -1.0"),
         ("--plan nothing.json", "The plan nothing.json cannot be read"),
         ("--api-key-file nothing", "The keys in 'nothing' cannot be read"),
         ("", "Serving needs fastapi, uvicorn, prometheus_client, ray"),

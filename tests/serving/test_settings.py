@@ -12,13 +12,14 @@ from srds_fast.errors import InvalidArgument
 from srds_fast.serving.settings import ServerSettings
 
 SETTINGS = ServerSettings(
-    steps=(50, 25, 50), sizes=((64, 32), (32, 32)), replicas=2, batch_sizes=(4, 2), tolerance=1e-3, host="::1"
+    steps=(50, 25, 50), sizes=((64, 32), (32, 32)), replicas=2, batch_sizes=(4, 2), guidance=(3, 5), host="::1"
 )
 
 
 def test_settings_survive_json() -> None:
     assert SETTINGS.steps == (50, 25), "each once, the default first"
     assert SETTINGS.batch_sizes == (1, 2, 4)
+    assert [type(each) for each in SETTINGS.guidance] == [float, float]
     assert ServerSettings.from_dict(json.loads(json.dumps(SETTINGS.to_dict()))) == SETTINGS
     assert ServerSettings.from_dict({}) == ServerSettings()
     assert ServerSettings().host == "127.0.0.1"
@@ -41,7 +42,11 @@ def test_settings_survive_json() -> None:
         ({"batching": "always"}, "batching"),
         ({"request_seconds": 0}, "request_seconds"),
         ({"max_queue": -1}, "max_queue"),
-        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"guidance": [float("nan")]}, "each of guidance"),
+        ({"guidance": 3.0}, "guidance is 3.0. It must be a list"),
+        ({"guidance_scale": 3.0}, "no setting 'guidance_scale'"),
+        ({"negative_prompts": "yes"}, "negative_prompts"),
+        ({"batch_sizes": "many"}, "batch_sizes is 'many'"),
         ({"replicas": 0, "devices_per_replica": 2}, "Leave one of the two out"),
         ({"plan": "plan.json", "latency": "constant"}, "plan was given together with latency"),
         ({"api_key_file": ""}, "api_key_file"),

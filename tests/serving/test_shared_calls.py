@@ -28,7 +28,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
 @pytest.mark.parametrize("way", WAYS)
 def test_an_image_that_shared_a_call_is_the_one_that_is_made_alone(worker: Worker, way: str) -> None:
     digits = ("three", "seven")
-    requests = [ImageRequest(f"the digit {digit}", STEPS, seed=seed) for seed, digit in enumerate(digits)]
+    common = {"steps": STEPS, "guidance_scale": zoo.GUIDANCE}
+    requests = [ImageRequest(f"the digit {digit}", seed=seed, **common) for seed, digit in enumerate(digits)]
     shared = worker.generate(requests, None, way)
     again = worker.generate(requests, None, way)
     assert [each.images for each in shared] == [each.images for each in again]

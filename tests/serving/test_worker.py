@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from PIL import Image
 
 import srds_fast
 from srds_fast.errors import Cancelled, PlanMismatch
-from srds_fast.serving.batching import PARALLEL, SEQUENTIAL
+from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.serving.batching import PARALLEL, SEQUENTIAL, CallCosts
 from srds_fast.serving.contract import ImageRequest, ImageResult, PartialImage, Refused
+from srds_fast.serving.kinds import kinds_of
 from srds_fast.serving.settings import ServerSettings
 from srds_fast.serving.worker import Worker
 
 STEPS = 12
-SETTINGS = ServerSettings(steps=(STEPS,), guidance_scale=3.0, batch_sizes=(1, 2))
+SETTINGS = ServerSettings(steps=(STEPS,), guidance=(3.0,), batch_sizes=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def worker(pipe: Any, plan: str) -> Worker:
 
 
 def asked(prompt: str = "a", **more: Any) -> ImageRequest:
-    return ImageRequest(prompt, STEPS, **more)
+    return ImageRequest(prompt, STEPS, **{"guidance_scale": 3.0, **more})
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -127,20 +130,65 @@ def test_a_call_can_be_cancelled_and_a_stream_left(worker: Worker, pipe: Any) ->
     assert worker.generate([asked()])
 
 
-def test_another_guidance_is_prepared_when_it_comes(worker: Worker, pipe: Any, plan: str) -> None:
-    fast = srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan))
-    for scale in (5.0, 1.0):
-        (result,) = worker.generate([asked(guidance_scale=scale, seed=4)])
-        assert np.array_equal(pixels(result.images[0]), alone(fast, seed=4, guidance_scale=scale))
-    (negative,) = worker.generate([asked(negative_prompt="b", seed=4)])
-    assert np.array_equal(pixels(negative.images[0]), alone(fast, seed=4, negative_prompt=["b"]))
+def test_no_kind_of_request_that_is_served_is_rehearsed_again(pipe: Any, plan: str) -> None:
+    served = dataclasses.replace(SETTINGS, guidance=(3.0, 1.0), negative_prompts=True, batch_sizes=(1,), plan=plan)
+    worker, fast, calls = Worker(pipe, served), srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan)), list[int]()
+    worker.warm()
+    for scale, negative in itertools.product((1.0, 3.0), (None, "b")):
+        handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+        try:
+            (result,) = worker.generate([asked(seed=4, guidance_scale=scale, negative_prompt=negative)])
+        finally:
+            handle.remove()
+        assert len(calls) == result.usage.waves
+        calls.clear()
+        more = {} if negative is None else {"negative_prompt": [negative]}
+        assert np.array_equal(pixels(result.images[0]), alone(fast, seed=4, guidance_scale=scale, **more))
 
 
 def test_costs_are_told_of_every_kind(worker: Worker) -> None:
-    costs = worker.costs(asked())
-    assert costs.seconds(PARALLEL, 1) > 0
-    assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
-    assert costs.seconds(SEQUENTIAL, 2) > 0
+    sizes, told, _ = worker.warmed()
+    assert sizes == (1, 2)
+    assert [kind for kind, _ in told] == kinds_of(worker.settings)
+    for _, costs in told:
+        assert costs.seconds(PARALLEL, 1) > 0
+        assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
+        assert costs.seconds(SEQUENTIAL, 2) > 0
+
+
+@pytest.mark.parametrize(("of_a_row", "sizes"), [(0.0, (1, 2, 4, 8)), (1.0, (1,))], ids=["free", "in full"])
+def test_calls_for_several_images_are_prepared_where_rows_are_cheap(
+    pipe: Any, plan: str, monkeypatch: pytest.MonkeyPatch, of_a_row: float, sizes: tuple[int, ...]
+) -> None:
+    curve = CostCurve((1, 1000), (1.0, 1.0 + 999 * of_a_row))
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, batch_sizes="auto", plan=plan))
+    monkeypatch.setattr(worker, "_costs", lambda kind: CallCosts(curve, (1,) * STEPS, STEPS))
+    assert worker.warm().sizes == sizes
+    calls = list[int]()
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        (result,) = worker.generate([asked(n=8)])
+    finally:
+        handle.remove()
+    assert result.usage.waves == len(calls), "nothing was rehearsed"
+
+
+def test_what_was_recorded_for_every_kind_is_kept(pipe: Any) -> None:
+    many = dataclasses.replace(SETTINGS, steps=(12, 9, 6), guidance=(3.0, 1.0), batch_sizes=(1, 2, 4))
+    worker = Worker(pipe, many)
+    for fast in (worker._fast, worker._step_by_step):
+        assert fast._srds.graphs.max_graphs >= 3 * 2 * 3
+
+
+def test_latency_and_tolerance_of_the_settings_are_those_of_the_calls(pipe: Any) -> None:
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, latency="constant", tolerance=0.02))
+    plan = worker._fast.plan_for(num_inference_steps=STEPS)
+    assert (plan.fixed_by, plan.tolerance) == ("as latency='constant' asks", 0.02)
+
+
+def test_with_batching_never_each_image_has_a_call_that_was_prepared(pipe: Any, plan: str) -> None:
+    worker = Worker(pipe, dataclasses.replace(SETTINGS, batching="never", batch_sizes=(1, 4), plan=plan))
+    assert worker.warm().sizes == (1,)
 
 
 def test_what_a_pipeline_refuses_is_a_refusal(worker: Worker, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,8 +157,16 @@ def cancelled() -> Any:
     """`cancel` set on one rank in the middle; `_interrupt` on one rank."""
     event = threading.Event()
     network = Failing(lambda m: (event.set(), m)[1], 4, 1)
-    ends = ended(lambda: sampled(network, parallel="auto", cancel=event))
-    after = network.calls
+    waves: list[int] = []
+
+    def watched() -> None:
+        try:
+            sampled(network, parallel="auto", cancel=event)
+        except srds_fast.Cancelled as error:
+            waves.append(error.waves)
+            raise
+
+    ends = ended(watched)
     pipe, call = pipeline("stable_diffusion")
     fast = srds_fast.compile(pipe, method="srds", parallel="auto")
     latents(fast, call)
@@ -173,7 +181,7 @@ def cancelled() -> Any:
     handle = pipe.unet.register_forward_pre_hook(interrupt)
     found = latents(fast, call)
     handle.remove()
-    return [ends, after, fast.report.interrupted, fast.report.waves, found.flatten()[:4].tolist()]
+    return [ends, *waves, fast.report.interrupted, fast.report.waves, found.flatten()[:4].tolist()]
 
 
 @check

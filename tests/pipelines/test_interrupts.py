@@ -80,11 +80,12 @@ def test_an_interrupted_trial_changes_nothing_of_the_sample(sd: Any, share: floa
 
 @pytest.mark.parametrize("what", ["calibrate", "plan_for", "warmup"])
 def test_an_interrupt_ends_what_makes_several_calls(sd: Any, what: str) -> None:
-    fast, flag = srds_fast.compile(sd), Flag(6)
+    # how many calls are made after the second depends on what they take
+    fast, flag = srds_fast.compile(sd), Flag(2)
 
     def interrupt(*_: Any) -> None:
         flag.called()
-        if flag.calls == 6:
+        if flag.calls == 2:
             fast._interrupt = True
 
     hook = sd.unet.register_forward_pre_hook(interrupt)

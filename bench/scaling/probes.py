@@ -132,16 +132,15 @@ def _time(calls: dict[int, Call], found: dict[int, list[float]]) -> None:
 
 
 def fitted(found: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(a, b), at least 0, by least squares of relative errors: a * one + b * other = seconds.
+    """(a, b), at least 0, by least squares: a * one + b * other = seconds.
 
     found: (one, other, seconds).
     """
     terms = torch.tensor([[one, other] for one, other, _ in found], dtype=torch.float64)
-    seconds = torch.tensor([[max(1e-9, seconds)] for *_, seconds in found], dtype=torch.float64)
-    shares = terms / seconds
-    a, b = map(float, torch.linalg.lstsq(shares, torch.ones_like(seconds)).solution)
+    seconds = torch.tensor([[seconds] for *_, seconds in found], dtype=torch.float64)
+    a, b = map(float, torch.linalg.lstsq(terms, seconds).solution)
     if min(a, b) >= 0:
         return a, b
     # one of the two alone
-    of_one, of_other = (float(column.sum() / column.square().sum()) for column in shares.T)
+    of_one, of_other = (max(0.0, float(each @ seconds) / float(each @ each)) for each in terms.T)
     return (of_one, 0.0) if b < 0 else (0.0, of_other)

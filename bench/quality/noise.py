@@ -51,10 +51,13 @@ def with_noise(posed: Problem, steps: int) -> Problem:
     """The same problem with DDPM in the place of its scheduler.
 
     The policy is trained with 100 levels of a cosine schedule. For more steps the schedule is finer, and the network is
-    asked at the times between: its level is a function of (t + 1) / levels.
+    asked at the times between: its level is a function of (t + 1) / levels. Where all levels are taken, the offset of
+    the digits' timesteps would lead beyond the last one, and is left out.
     """
     scheduler, network = DDPMScheduler.from_config(posed.scheduler.config), posed.denoiser
     levels: int = scheduler.config.num_train_timesteps
+    if steps == levels:
+        scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=0)
     if steps <= levels or scheduler.config.beta_schedule != "squaredcos_cap_v2":
         return posed._replace(scheduler=scheduler)
 

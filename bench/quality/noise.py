@@ -51,12 +51,15 @@ def with_noise(posed: Problem, steps: int) -> Problem:
     """The same problem with DDPM in the place of its scheduler.
 
     The policy is trained with 100 levels of a cosine schedule. For more steps the schedule is finer, and the network is
-    asked at the times between: its level is a function of (t + 1) / levels.
+    asked at the times between: its level is a function of (t + 1) / levels. Where all levels are taken, the offset of
+    the digits' timesteps would lead beyond the last one, and is left out.
     """
     noisy, network = posed.with_noise(), posed.denoiser
     config = noisy.scheduler.config
     levels: int = config.num_train_timesteps
-    if steps <= levels or config.beta_schedule != "squaredcos_cap_v2":
+    if steps == levels:
+        return noisy._replace(scheduler=DDPMScheduler.from_config(config, steps_offset=0))
+    if steps < levels or config.beta_schedule != "squaredcos_cap_v2":
         return noisy
 
     def denoiser(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

@@ -37,17 +37,22 @@ def builder_of(scheduler: Any) -> Builder | None:
     return next((_BUILDERS[cls.__name__] for cls in type(scheduler).__mro__ if cls.__name__ in _BUILDERS), None)
 
 
-@table_for("DDIMScheduler", "DDIMParallelScheduler")
-def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
-    """Song et al. 2021, eq. (12) and (16): alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), noise of deviation eta."""
-    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
-    arrive = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
+def _levels(scheduler: Any, abar_table: Tensor, timesteps: Tensor) -> Tensor:
+    """abar_t of each timestep. Raises UnsupportedScheduler if one lies beyond the noise schedule."""
     if int(timesteps.max()) >= len(abar_table):
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, but its noise schedule ends at "
             f"{len(abar_table) - 1}. steps_offset moves the first timestep out. Use fewer steps, or steps_offset=0."
         )
-    abar = abar_table[timesteps]
+    return abar_table[timesteps]
+
+
+@table_for("DDIMScheduler", "DDIMParallelScheduler")
+def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
+    """Song et al. 2021, eq. (12) and (16): alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), noise of deviation eta."""
+    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
+    arrive = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
+    abar = _levels(scheduler, abar_table, timesteps)
     abar_next = torch.where(arrive >= 0, abar_table[arrive.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
     # roots in float32, then converted: the scheduler's step does so, and the difference shows in a float64 network
     deviation = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
@@ -78,7 +83,7 @@ def ddpm(scheduler: Any) -> NoiseTable:
     if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
         raise refused(scheduler, f"variance_type={variance_type!r} is not known")
     before = [int(scheduler.previous_timestep(t)) for t in scheduler.timesteps]
-    abar = abar_table[timesteps]
+    abar = _levels(scheduler, abar_table, timesteps)
     abar_next = torch.stack([abar_table[t] if t >= 0 else scheduler.one.cpu() for t in before])
     # float32 as in the scheduler, for the reason given in `ddim`
     kept = abar / abar_next

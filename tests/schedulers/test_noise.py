@@ -397,8 +397,9 @@ def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: py
         noise_table(scheduler)
 
 
-def test_a_timestep_beyond_the_schedule_is_refused() -> None:
-    scheduler = DDIMScheduler(steps_offset=1)
+@pytest.mark.parametrize("cls", ["DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler"])
+def test_a_timestep_beyond_the_schedule_is_refused(cls: str) -> None:
+    scheduler = getattr(diffusers, cls)(steps_offset=1, timestep_spacing="leading")
     scheduler.set_timesteps(1000)
     with pytest.raises(UnsupportedScheduler, match="timestep 1000"):
         noise_table(scheduler)

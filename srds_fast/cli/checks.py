@@ -64,7 +64,7 @@ def settings_of(args: argparse.Namespace, steps: int) -> dict[str, Any]:
     """Those that are arguments of `compile`, for a call of so many steps."""
     given = {name: getattr(args, name, None) for name in FIXED_BY_A_PLAN if name not in ("method", "exact")}
     found = {name: value for name, value in given.items() if value is not None}
-    found |= method_of(args.method or AUTO, steps)
+    found |= method_of(AUTO if args.method is None else args.method, steps)
     if getattr(args, "exact", False):
         found[EXACT] = True
     # how many turns a loop takes, which blocks must fit, is known of the bundled pipelines alone

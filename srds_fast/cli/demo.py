@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print what is gained, or how a method converges, and draw it."""
     check_place(args)
     steps, prompts = check_steps(args.steps or STEPS), prompts_of(args)
-    method = args.method or AUTO
+    method = AUTO if args.method is None else args.method
     settings = settings_of(args, steps)
     check_walk(method)
     request = request_of(args, _batch(args, prompts), steps)

@@ -405,6 +405,8 @@ MISTAKES = {
     "no such device": (["generate", "--device", "toaster"], "no device 'toaster'"),
     "no such card": (["generate", "--device", "cuda:99"], "no device 'cuda:99'"),
     "no such method": (["generate", "--method", "colocation"], "no method 'colocation'. Did you mean collocation?"),
+    "an empty method": (["demo", "--method", ""], "There is no method ''."),
+    "an empty method of an image": (["generate", "--method", ""], "There is no method ''."),
     "one of the methods": (["compare", "--method", "srds,magic"], "no method 'magic'"),
     "no prompt for a folder": (["compare", "--model", "FOLDER"], "Give a --prompt"),
     "no prompt for a hub model": (["demo", "--model", "owner/name"], "Give a --prompt"),

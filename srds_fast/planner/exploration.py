@@ -19,7 +19,7 @@ from dataclasses import replace
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from ..words import counted, duration
 from .plan import Plan
-from .predictions import correction, predicted_seconds, prediction_of, width_of
+from .predictions import correction, predicted_seconds, prediction_of, usual_seconds, width_of
 
 logger = logging.getLogger("srds_fast")
 
@@ -69,10 +69,11 @@ class Exploration:
         self._choice: Hashable = None
         self._why: str | None = None
         self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
+        self._work: dict[Hashable, list[float]] = {}  # of the same runs, see `record`
         # seconds of the fastest run of a plan, until it ended or was cut off, over those predicted for its iterations
         self._missed: dict[Hashable, float] = {}
         self._hope: Mapping[Hashable, float] = {}  # see `predict`
-        self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
+        self._rounds: list[dict[Hashable, float]] = []  # both as a ratio, call by call: the machine was alike in one
         self._last: deque[float] = deque(maxlen=TOTAL)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
         self._dropped: set[Hashable] = set()
@@ -227,8 +228,9 @@ class Exploration:
             key = way if isinstance(way, str) else way.signature
             if self.state == EXPLORING and not self._crowded and key in self._ways:
                 found = seconds if ended else math.inf
-                self._rounds[-1][key] = found
+                self._rounds[-1][key] = found / work
                 self._seconds.setdefault(key, []).append(found)
+                self._work.setdefault(key, []).append(work)
                 if key != STOCK:
                     missed = seconds / max(work * predicted_seconds(self._plan(key)), 1e-9)
                     self._missed[key] = min(missed, self._missed.get(key, math.inf))
@@ -303,7 +305,8 @@ class Exploration:
         # the machine may have become slower as a whole
         factor = seconds / self.sequential_seconds
         self._seconds = {key: [factor * each for each in taken] for key, taken in self._seconds.items()}
-        self._seconds[self._sequential], self._rounds, self._corrected = [seconds], [], True
+        self._seconds[self._sequential], self._work[self._sequential] = [seconds], [1.0]
+        self._rounds, self._corrected = [], True
         name, slower = self._plan(doubted).short(), self._slower()
         if slower is not None:
             self._dropped.add(doubted)
@@ -347,9 +350,9 @@ class Exploration:
         self._choice = min(plans, key=lambda key: (self._estimate(key), key != self._sequential))
 
     def _estimate(self, key: Hashable) -> float:
-        """Seconds of a way: the lower median of its runs; before, its prediction, corrected by what others took."""
+        """Seconds of a way by its runs; before it ran, its prediction, corrected by what others took."""
         if key in self._seconds:
-            return statistics.median_low(self._seconds[key])
+            return usual_seconds(self._seconds[key], self._work[key])
         predicted = self._plan(self._sequential if key == STOCK else key)
         return predicted_seconds(predicted) * self._correction(width_of(predicted))
 
@@ -385,7 +388,8 @@ class Exploration:
         """Time of a way over that of another, which has been timed: the median over calls that ran both, if any did."""
         both = [each for each in self._rounds if key in each and each.get(other, math.inf) < math.inf]
         if both:
-            return statistics.median_low([each[key] / each[other] for each in both])
+            work = statistics.mean(self._work[key]) / statistics.mean(self._work[other])
+            return work * statistics.median_low([each[key] / each[other] for each in both])
         return self._estimate(key) / self._estimate(other)
 
     def _is_known(self, key: Hashable) -> bool:

@@ -39,3 +39,11 @@ def correction(width: float, missed: Mapping[float, Sequence[float]]) -> float:
         return at[above]
     share = math.log(width / below) / math.log(above / below)
     return at[below] + share * (at[above] - at[below])
+
+
+def usual_seconds(seconds: Sequence[float], work: Sequence[float]) -> float:
+    """What runs of a plan take: the lower median for the same work, times the mean work.
+
+    An interruption only makes a run longer. Where every other input takes twice the iterations, half of all calls do.
+    """
+    return statistics.median_low([each / its for each, its in zip(seconds, work, strict=True)]) * statistics.mean(work)

@@ -201,6 +201,19 @@ def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
         assert (exploration.due() == OTHERS[0]) == timed
 
 
+def test_a_plan_whose_iterations_depend_on_the_input_is_judged_by_their_mean() -> None:
+    """Every other input takes 1.3 times the work: 0.93 of the loop at best, 1.07 of it in the mean."""
+    for worked, taken in ((True, False), (False, True)):
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.9}, stock=False)
+        for work in (1.0, 1.3, 1.0):
+            if not exploration.begin():
+                break
+            exploration.record(SEQUENTIAL, 1.0)
+            exploration.record(OTHERS[0], 0.925 * work, work=work if worked else 1.0)
+            exploration.end(exploration.plan, 1.0, explored=True)
+        assert (exploration.plan == OTHERS[0]) == taken
+
+
 def test_one_slow_run_does_not_keep_other_plans_from_being_timed() -> None:
     first, second, other = OTHERS
     exploration = explored({SEQUENTIAL: 1.0, first: 0.6, second: 0.65, other: 0.7}, budget=9.0, stock=False)

@@ -58,7 +58,9 @@ def test_rows_for_nothing_are_explored_within_the_budget_then_the_fastest_plan_i
     assert sum(took for _, took in first) <= 4 * 3 * N
     assert sum(report.exploring_seconds for report, _ in first) <= 3 * N * (1 + 1e-5)
     assert caplog.text.count("The first 3 calls of this kind") == 1
-    assert caplog.text.count("Plan chosen for calls of") == 2, "by predictions, and for good"
+    assert caplog.text.count("Plan chosen for calls of") >= 1, "by predictions"
+    told = [each.getMessage() for each in caplog.records if " for calls of " in each.getMessage()]
+    assert [", frozen: " in each for each in told] == [False] * (len(told) - 1) + [True], "for good in the end"
     for seed in range(3, 10):
         report, took = network.call(seed)
         assert report.plan_state == "frozen"

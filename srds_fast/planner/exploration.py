@@ -73,7 +73,7 @@ class Exploration:
         # seconds of the fastest run of a plan, until it ended or was cut off, over those predicted for its iterations
         self._missed: dict[Hashable, float] = {}
         self._hope: Mapping[Hashable, float] = {}  # see `predict`
-        self._rounds: list[dict[Hashable, float]] = []  # both as a ratio, call by call: the machine was alike in one
+        self._rounds: list[dict[Hashable, float]] = []  # seconds over work, call by call: the machine was alike in one
         self._last: deque[float] = deque(maxlen=TOTAL)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
         self._dropped: set[Hashable] = set()

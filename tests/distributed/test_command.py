@@ -60,5 +60,6 @@ def test_the_script_of_the_guide_starts_its_own_processes(tmp_path: Path) -> Non
     command = [sys.executable, str(tmp_path / "spawned.py")]
     ran = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr[-4000:]
-    assert "ranks          2; this one had" in ran.stdout
+    # `auto` may find that sharing rows takes longer: that is for a clock to say, the two ranks are not
+    assert "\nranks          2" in ran.stdout
     assert (tmp_path / "seven.png").stat().st_size > 0

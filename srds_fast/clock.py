@@ -1,4 +1,7 @@
-"""Seconds that decide something, such as which plan is faster: without pauses, and the same on all ranks of a call."""
+"""Seconds that decide something, such as which plan is faster: without pauses, and the same on all ranks of a call.
+
+Pauses are collections of garbage, and the functions of the user that a call calls back.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,31 @@ def pauses() -> float:
     return _pauses.seconds
 
 
+class _Stopped(threading.local):
+    seconds = 0.0
+
+
+_stopped = _Stopped()
+
+
+def stopped_seconds() -> float:
+    """Seconds that this thread has spent in blocks of `stopped`."""
+    return _stopped.seconds
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    """In the block runs a function of the user: its seconds are none of the call's."""
+    began, before = time.perf_counter() - pauses(), _stopped.seconds
+    try:
+        yield
+    finally:  # a call in the block may have stopped the clock, too
+        _stopped.seconds = before + time.perf_counter() - pauses() - began
+
+
 def now() -> float:
-    """`time.perf_counter()` that stands still while garbage is collected."""
-    return time.perf_counter() - pauses()
+    """`time.perf_counter()` that stands still in pauses."""
+    return time.perf_counter() - pauses() - stopped_seconds()
 
 
 def agreed(value: float, what: str) -> float:

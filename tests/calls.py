@@ -42,6 +42,12 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inference, "found", lambda inference: "this test drives it")
 
 
+def by_turns(pipe: Any) -> dict[str, Any]:
+    """Arguments of a call whose loop makes its own turns: a callback is shown what each step makes anew."""
+    pipe._callback_tensor_inputs = [*pipe._callback_tensor_inputs, "noise_pred"]
+    return {"callback_on_step_end": lambda *_: {}, "callback_on_step_end_tensor_inputs": ["latents", "noise_pred"]}
+
+
 @contextmanager
 def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: None) -> Iterator[list[torch.Tensor]]:
     """The states that the network is given in the block, one tensor for each call; `look` sees them before it does."""

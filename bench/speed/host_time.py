@@ -4,9 +4,9 @@
 
 The network returns zeros at once, a latent is 4 x 4, text is given embedded: what is left is what a loop does on the
 host. A turn of a loop is the time from the return of one network call to the start of the next. The stock loop turns
-once a step, ours once a wave, which under SRDS holds several rows, jumps and corrections. "by turns": the call has a
-callback, so the pipeline's own loop makes a turn or two for each row; the other waves are generated. The last columns
-are of the first call, which finds out how the loop works.
+once a step, ours once a wave, which under SRDS holds several rows, jumps and corrections. "called back": the call has
+a callback. "by turns": the callback is shown what each step makes anew, so the pipeline's own loop makes a turn or two
+for each row; the other waves are generated. The last columns are of the first call, which finds out how the loop works.
 
 All loops are called in turn in one process. Of every turn and of every call the shortest of all repetitions counts, and
 of turns the mean; the first turn, in which a driven loop begins the run, is left out. Times are reported, never gated;
@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "srds": SRDS_TWICE,
     "srds plain": {**SRDS_TWICE, "pipelined": False},
 }
-BY_TURNS = "srds by turns"
+CALLED_BACK, BY_TURNS = "srds called back", "srds by turns"
 LOOPS = ("stock", *METHODS)
 
 
@@ -97,7 +97,8 @@ class Case:
 
     Attributes:
         arguments: of every call.
-        loops: "stock", the pipeline itself, one compiled for each method, and BY_TURNS if it takes a callback.
+        loops: "stock", the pipeline itself, one compiled for each method; CALLED_BACK and BY_TURNS if it takes a
+            callback.
         turns: of the loops.
         first: the reports of their first calls.
     """
@@ -114,7 +115,8 @@ class Case:
         self.turns = Turns(network_of(pipe), time.perf_counter)
         self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
         if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
-            self.loops[BY_TURNS] = srds_fast.compile(pipe, **SRDS_TWICE)
+            self.loops |= {loop: srds_fast.compile(pipe, **SRDS_TWICE) for loop in (CALLED_BACK, BY_TURNS)}
+            self.loops[BY_TURNS]._callback_tensor_inputs = ["latents", "noise_pred"]
         self.first: dict[str, Report] = {}
         for loop in list(self.loops)[1:]:
             self.call(loop)  # a first call also checks the network
@@ -122,7 +124,9 @@ class Case:
 
     def call(self, loop: str) -> list[tuple[Any, Any]]:
         """Call a loop, and return its turns."""
-        more = {"callback_on_step_end": _look} if loop == BY_TURNS else {}
+        more: dict[str, Any] = {"callback_on_step_end": _look} if loop in (CALLED_BACK, BY_TURNS) else {}
+        if loop == BY_TURNS:
+            more["callback_on_step_end_tensor_inputs"] = ["latents", "noise_pred"]
         self.loops[loop](**self.arguments, **more, generator=torch.Generator().manual_seed(0))
         return self.turns.take()
 

@@ -4,15 +4,16 @@
     python -m bench.speed.never_slower --busy --only "digits 50" "policy 100"
 
 Every workload is called 20 times by the stock loop, by "auto" and by the fixed plans that were fastest in two calls
-before, in turn; each round begins with another of them. Shares are of total times: calls 4 to 20 of "auto" over those
-of the stock loop and of the best fixed plan, and its calls 1 to 3, in which it explores, over those of the stock loop.
-"Pairs" are the medians of the shares of single calls, which an interruption of a few calls by other processes does not
-change.
+before, in an order that is drawn for each round. Shares are of total times: calls 4 to 20 of "auto" over those of the
+stock loop and of the best fixed plan, and its calls 1 to 3, in which it explores, over those of the stock loop. "Pairs"
+are the medians of the shares of single calls, which an interruption of a few calls by other processes does not change.
+A second stock loop takes part: its shares of the first one are what the machine makes of no difference at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import subprocess
 import sys
 import time
@@ -127,37 +128,40 @@ def begin(entrant: Entrant) -> None:
 
 def compared(name: str, workload: Workload, steps: int, calls: int) -> dict[str, Any]:
     """The shares of one workload."""
-    every = [Entrant("stock", partial(workload.stock, steps)), *fixed_plans(workload, steps)]
-    every[0].call(None)
+    stock, again = (Entrant(each, partial(workload.stock, steps)) for each in ("stock", "stock again"))
+    fixed = fixed_plans(workload, steps)
+    for each in (stock, again):
+        each.call(None)
     auto = told(workload, steps, AUTO, method=AUTO)
     begin(auto)
-    turns = [*every, auto]
+    every, draw = [stock, again, *fixed, auto], random.Random(0)
     for number in range(calls):
-        first = number % len(turns)
-        for each in turns[first:] + turns[:first]:
+        for each in draw.sample(every, len(every)):
             each.call(number)
-    stock, *fixed = every
 
     def later(each: Entrant) -> float:
         return sum(each.seconds[EXPLORED:])
 
-    def pairs(each: Entrant) -> float:
-        return median(ours / its for ours, its in zip(auto.seconds[EXPLORED:], each.seconds[EXPLORED:], strict=True))
+    def pairs(each: Entrant, other: Entrant) -> float:
+        both = zip(each.seconds[EXPLORED:], other.seconds[EXPLORED:], strict=True)
+        return median(its / others for its, others in both)
 
     best, last = min(fixed, key=later), auto.reports[-1]
     return {
         "workload": name,
         "over_stock": later(auto) / later(stock),
         "over_best": later(auto) / later(best),
-        "pairs_stock": pairs(stock),
-        "pairs_best": pairs(best),
+        "pairs_stock": pairs(auto, stock),
+        "pairs_best": pairs(auto, best),
+        "again": later(again) / later(stock),
+        "pairs_again": pairs(again, stock),
         "first_calls": sum(auto.seconds[:EXPLORED]) / sum(stock.seconds[:EXPLORED]),
         "stock_ms": 1e3 * later(stock) / (calls - EXPLORED),
         "best": best.name,
         "method": last.method,
         "state": last.plan_state,
         "why": last.plan_reason,
-        "seconds": {each.name: each.seconds for each in (*every, auto)},
+        "seconds": {each.name: each.seconds for each in every},
     }
 
 
@@ -188,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "over_best": "over best fixed",
         "pairs_stock": "pairs, stock",
         "pairs_best": "pairs, best",
+        "again": "stock again",
+        "pairs_again": "pairs, again",
         "first_calls": "1-3 over stock",
         "method": "auto ran",
         "best": "best fixed",

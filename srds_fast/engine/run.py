@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import telemetry
+from .. import clock, telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
@@ -70,7 +70,8 @@ class Run:
     An output holds the variance that the network predicts, if it predicts one; the core is given what
     `NoiseTable.folded` makes of it.
 
-    The clock runs from the first wave handed out, or from `started`, to the last output handed in.
+    The clock runs from the first wave handed out, or from `started`, to the last output handed in. It stands still in
+    functions of the user that are called back.
 
     x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
     started: `time.perf_counter()` when the first wave began, if that was before the run was made.
@@ -115,7 +116,7 @@ class Run:
         self.engine = EngineUse() if engine is None else engine
         self.handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
-        self._seconds_before = self.counts.seconds
+        self._seconds_before, self._stopped_before = self.counts.seconds, clock.stopped_seconds()
         self.final_steps, self.shown, self.stopped = 0, -1, False
         self._unheard = 0.0
         self.newest: Tensor | None = None
@@ -160,7 +161,8 @@ class Run:
                 raise type(what)(self._diagnosis(str(what))) from None
             raise
         finally:
-            self.counts.seconds = self._seconds_before + time.perf_counter() - self._started
+            passed = time.perf_counter() - self._started - (clock.stopped_seconds() - self._stopped_before)
+            self.counts.seconds = self._seconds_before + passed
 
     def close(self) -> None:
         """End without a sample, and free the memory of the waves."""

@@ -288,6 +288,7 @@ def _run_call(
             callback = StepCallback(function, lockstep, vars(fast), asks)
             bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
+            lockstep.samples.callback = None if state.plan_only else callback
             # diffusers' official callbacks name the tensors they need
             if (names := getattr(function, "tensor_inputs", None)) is not None:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = names

@@ -271,7 +271,9 @@ class Session:
         self.run.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
         done = self.noise.num_steps - noise.num_steps
-        self.run = Run(plan, state, noise, inputs, counts=self.run.counts, engine=self.run.engine, settled_before=done)
+        self.run = Run(
+            plan, state, noise, inputs, counts=self.run.counts, engine=self._left_engine(), settled_before=done
+        )
 
     def report(
         self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from calls import by_turns
 from cancelling import Network
 from diffusers import DDPMScheduler
 from failing import Failing
@@ -58,7 +59,7 @@ def unseeded_loops() -> Any:
 
 @check
 def interrupted() -> Any:
-    """`_interrupt` set on rank 1 alone, in callbacks of a driven loop and of the pipeline's own."""
+    """`_interrupt` set on rank 1 alone, in callbacks of each kind of loop."""
     pipe, call = pipeline("stable_diffusion")
     call["num_inference_steps"] = 6
 
@@ -67,7 +68,8 @@ def interrupted() -> Any:
         return {}
 
     expected, found = latents(pipe, {**call, "callback_on_step_end": stock}), {}
-    for name, method in (("driven", "srds"), ("driven in order", "sequential"), ("own loop", "srds")):
+    for name in ("recorded calls", "recorded calls in order", "own turns", "own turns in order", "own loop"):
+        method = "sequential" if name.endswith("in order") else "srds"
         fast = srds_fast.compile(pipe, method=method, parallel="auto")
         steps = []
 
@@ -78,6 +80,8 @@ def interrupted() -> Any:
             return {}
 
         on_step = {"callback_on_step_end": lambda pipe, step, *_: stop(step, pipe)}
+        if name.startswith("own turns"):
+            on_step = by_turns(fast) | on_step
         if name == "own loop":
             on_step = {"callback": lambda step, *_: stop(step, fast), "callback_steps": 1}  # noqa: B023
         sample = latents(fast, {**call, **on_step})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from calls import by_turns
 from cancelling import Network
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
 from promises import call_of, stock_of
@@ -175,7 +176,7 @@ def pipelines() -> Any:
         stock = latents(pipe, call)
         for label in labels:
             fast = srds_fast.compile(pipe, parallel="auto", **SETTINGS[label.removeprefix("driven, ")])
-            given = {**call, "callback_on_step_end": lambda *_: {}} if label.startswith("driven") else call
+            given = {**call, **by_turns(fast)} if label.startswith("driven") else call
             difference = apart(latents(fast, given), stock)
             found[f"{name}, {label}"] = [difference, fast.report.path, fast.report.rank_units, fast.report.waves]
     return found

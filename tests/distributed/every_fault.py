@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from calls import by_turns
 from cancelling import Network
 from forking import forked, shown
 from ranked import apart, latents, pipeline, rank, sampled
@@ -86,11 +87,12 @@ def replicated() -> Callable[[Faulty], Tensor]:
     return lambda fault: sampled(Through(fault), plan=plan, parallel="auto", steps=STEPS).sample
 
 
-def of_pipelines(**how: Any) -> Callable[[], Callable[[Faulty], Tensor]]:
+def of_pipelines(more: Callable[[Any], dict[str, Any]] = lambda fast: {}) -> Callable[[], Callable[[Faulty], Tensor]]:
     def make() -> Callable[[Faulty], Tensor]:
         pipe, call = pipeline("stable_diffusion")
         call["num_inference_steps"] = 4
         fast = srds_fast.compile(pipe, method="srds", exact=True, parallel="auto")
+        call |= more(fast)
 
         def run(fault: Faulty) -> Tensor:
             def after(module: Any, args: Any, output: Any) -> Any:
@@ -99,7 +101,7 @@ def of_pipelines(**how: Any) -> Callable[[], Callable[[Faulty], Tensor]]:
 
             handle = pipe.unet.register_forward_hook(after)
             try:
-                return latents(fast, {**call, **how})
+                return latents(fast, call)
             finally:
                 handle.remove()
 
@@ -116,8 +118,8 @@ WAYS: dict[str, Callable[[], Callable[[Faulty], Tensor]]] = {
     "sample, auto": of_samples("auto"),
     "sample, replicated": replicated,
     "pipeline, recorded calls": of_pipelines(),
-    "pipeline, its own turns": of_pipelines(callback_on_step_end=lambda *_: {}),
-    OWN_LOOP: of_pipelines(callback=lambda *_: None, callback_steps=1),
+    "pipeline, its own turns": of_pipelines(by_turns),
+    OWN_LOOP: of_pipelines(lambda fast: {"callback": lambda *_: None, "callback_steps": 1}),
 }
 
 

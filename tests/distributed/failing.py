@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from calls import by_turns
 from cancelling import Network
 from ranked import apart, check, ended, latents, named, pipeline, rank, sampled
 from torch import Tensor
@@ -134,7 +135,7 @@ def narrow_turns() -> Any:
     handle = pipe.unet.register_forward_pre_hook(hook, with_kwargs=True)
     for most in (4, 3):
         fast = srds_fast.compile(pipe, method="collocation", exact=True, parallel="auto")
-        sample, report = latents(fast, {**call, "callback_on_step_end": lambda *_: {}}), fast.report
+        sample, report = latents(fast, {**call, **by_turns(fast)}), fast.report
         found[most] = [apart(sample, stock), report.path, report.left_out, report.fallback_reason, report.waves]
     handle.remove()
     return found

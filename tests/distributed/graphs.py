@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tape
 import torch
 from answers import Perceptron
+from calls import by_turns
 from ranked import apart, check, latents, named, noise, own_gpu, pipeline, sampled
 
 import srds_fast
@@ -57,9 +59,9 @@ def of_sample(engine: str) -> Any:
     return call
 
 
-def of_pipeline(engine: str, **how: Any) -> Any:
+def of_pipeline(engine: str, more: Callable[[Any], dict[str, Any]] = lambda pipe: {}) -> Any:
     pipe, arguments = pipeline("stable_diffusion")
-    arguments = {**arguments, "num_inference_steps": 6, **how}
+    arguments = {**arguments, "num_inference_steps": 6, **more(pipe)}
     expected = latents(pipe, arguments)
     fast = srds_fast.compile(pipe, method="srds", exact=True, engine=engine, parallel="auto")
 
@@ -76,7 +78,7 @@ def told(difference: float, report: srds_fast.Report, stats: Any) -> list[Any]:
 CASES = {
     "sample": of_sample,
     "recorded calls": of_pipeline,
-    "its own turns": lambda engine: of_pipeline(engine, callback_on_step_end=lambda *_: {}),
+    "its own turns": lambda engine: of_pipeline(engine, by_turns),
 }
 
 

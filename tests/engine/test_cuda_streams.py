@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from calls import by_turns
 from twins import Twins
 
 import srds_fast
@@ -48,7 +49,7 @@ def test_where_there_is_but_one_batch_it_is_told() -> None:
     assert waves.report.engine == "network graphs"
     assert waves.report.left_out == ["overlap='streams' was left out: a graph of the network holds all rows of a wave"]
     driven = srds_fast.compile(waves.pipe, method="srds", exact=True, num_blocks=3, overlap="streams")
-    driven(**waves.base, callback_on_step_end=lambda pipe, step, time, tensors: tensors)
+    driven(**waves.base, **by_turns(driven))
     assert driven.report.left_out == ["overlap='streams' was left out: the loop is driven"]
     alone = srds_fast.compile(waves.pipe, method="sequential", overlap="streams")
     alone(**waves.base)

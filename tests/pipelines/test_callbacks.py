@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from calls import assert_close, denoiser, latents, look, watched
+from calls import assert_close, by_turns, denoiser, drive, latents, look, watched
 from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -92,13 +92,16 @@ def listen(pipe: Any, call: dict[str, Any], callback: Callback, **more: Any) -> 
     return latents(pipe, **{**call, "output_type": "latent", **more}, callback_on_step_end=tell), told
 
 
-def assert_as_stock(pipe: Any, call: dict[str, Any], callback: Callback, settings: dict[str, Any], **more: Any) -> str:
+def assert_as_stock(
+    pipe: Any, call: dict[str, Any], callback: Callback, settings: dict[str, Any], path: str = "takeover", **more: Any
+) -> str:
     """The sample, and all that the callback is told, are those of the stock loop; returns the fallback reason."""
     expected, stock_told = listen(pipe, call, callback, **more)
     fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
     listen(fast, call, look, **more)  # finds out how the loop runs
     with watched(denoiser(pipe)) as calls:
         found, told = listen(fast, call, callback, **more)
+    assert fast.report.path == path
     assert fast.report.waves == len(calls)
     assert_close(found, expected)
     for (*ours, state, length), (*theirs, stock_state, stock_length) in zip(told, stock_told, strict=True):
@@ -128,6 +131,54 @@ def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
     build, call = tiny.PIPELINES[name]
     reason = assert_as_stock(build(SCHEDULERS[scheduler]()), call, callback, MODES[mode])
     assert reason is None if kind == "look" else f"the callback changed {what}" in reason
+
+
+@pytest.mark.parametrize("kind", ["look", *CHANGES])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_holds_where_the_loop_makes_its_own_turns(
+    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive(monkeypatch)
+    callback, what = CHANGES.get(kind, (look, ""))
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    reason = assert_as_stock(build(), call, callback, MODES[mode], path="drive")
+    assert reason is None if kind == "look" else f"the callback changed {what}" in reason
+
+
+def test_what_each_step_makes_anew_is_shown_by_turns_of_the_loop(sd: Any) -> None:
+    fast = srds_fast.compile(sd, method="sequential")
+    found = latents(fast, prompt="a cat", **by_turns(fast))
+    assert fast.report.path == "drive"
+    assert "is given noise_pred, which each step makes anew" in fast.report.drive_reason
+    assert_close(found, latents(sd, prompt="a cat"))
+    latents(fast, prompt="a cat", callback_on_step_end=look)
+    assert fast.report.path == "takeover", "what holds for one callback does not for another"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_dictionary_that_the_user_gave_may_be_written_into(mode: str) -> None:
+    pipe = tiny.stable_diffusion()
+    tiny.add_lora(pipe.unet)
+
+    def listened(pipe: Any) -> Tensor:
+        given = {"scale": 1.0}
+        change = at(3, lambda pipe, tensors: given.update(scale=0.2))
+        return listen(pipe, {"prompt": "a cat", "cross_attention_kwargs": given}, change)[0]
+
+    fast = srds_fast.compile(pipe, **{"method": "srds", **MODES[mode]})
+    assert_close(listened(fast), listened(pipe))
+
+
+def test_out_of_memory_in_a_callback_is_the_user_s(sd: Any) -> None:
+    """It is not taken for a wave that did not fit."""
+
+    def decode(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("no room for the picture")
+
+    fast = srds_fast.compile(sd, method="srds")
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError, match="no room for the picture"):
+            listen(fast, {"prompt": "a"}, decode)
 
 
 def test_a_change_is_logged_once_and_strict_refuses_it(sd: Any, caplog: Any) -> None:
@@ -197,7 +248,7 @@ def test_other_tensors_may_be_changed(name: str, act: Any, shown: list[str], cha
 
 @torch.inference_mode()
 def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> None:
-    assert_as_stock(sd, {"prompt": "a"}, change, MODES["exact"])
+    assert_as_stock(sd, {"prompt": "a"}, change, MODES["exact"], path="drive")
     fast = srds_fast.compile(sd, exact=True, method="srds")
     call = {"prompt": "a cat"}
 
@@ -241,7 +292,6 @@ def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, set
     if settings.get("method") == "sequential":
         assert_close(found, listen(sd, call, look)[1][9][2])
     else:
-        # the stream was taken over, a call with a callback is driven: guidance is rounded in another order
         distances = [float((found - checkpoint).abs().max()) for checkpoint in checkpoints[:-1]]
         assert min(distances) <= 1e-5 * float(found.abs().max())
     assert_close(listen(fast, {"prompt": "a"}, look)[0], listen(sd, {"prompt": "a"}, look)[0])

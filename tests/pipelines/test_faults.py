@@ -107,14 +107,17 @@ def test_what_was_not_finite_once_only_is_an_error(sd: Any, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
-def test_the_same_holds_where_the_loop_makes_its_own_turns(sd: Any, at: int) -> None:
-    """The loop hands on states that are not finite: it has not changed them, nor has the callback."""
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_the_same_holds_where_a_callback_is_told(sd: Any, at: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that are not finite are handed on: neither the loop nor the callback has changed them."""
+    if path == "drive":
+        drive(monkeypatch)
     act, _ = FAULTS["nan"]
     fast = srds_fast.compile(sd, exact=True, method="srds")
     for _ in range(2):
         with fault(sd.unet, 0, lambda output: output):
             expected = latents(fast, callback_on_step_end=look)
-    assert (fast.report.path, fast.report.fallback_reason) == ("drive", None)
+    assert (fast.report.path, fast.report.fallback_reason) == (path, None)
     with fault(sd.unet, at, act), pytest.raises(DivergenceError):
         latents(fast, callback_on_step_end=look)
     assert torch.equal(latents(fast, callback_on_step_end=look), expected)
@@ -174,8 +177,13 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
 
 
 @pytest.mark.parametrize("method", ["srds", "collocation"])
-def test_waves_of_a_loop_that_calls_back_are_evaluated_in_parts_that_fit(sd: Any, method: str) -> None:
-    """Callbacks have seen steps of the call, so it cannot begin again."""
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_a_call_with_a_callback_goes_on_where_waves_do_not_fit(
+    sd: Any, method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells each step once: turns of the loop are evaluated in parts, of other waves the steps are taken anew."""
+    if path == "drive":
+        drive(monkeypatch)
     told: list[int] = []
 
     def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -188,8 +196,11 @@ def test_waves_of_a_loop_that_calls_back_are_evaluated_in_parts_that_fit(sd: Any
         with room(sd.unet, 2 * rows):
             assert_close(latents(fast, callback_on_step_end=tell), expected)
         assert told == list(range(STEPS))
-        assert (fast.report.method, fast.report.fallback_reason) == (method, None)
-        assert ("evaluated in parts" in "".join(fast.report.left_out)) == (rows < STEPS)
+        if path == "drive" or rows == STEPS:
+            assert (fast.report.method, fast.report.fallback_reason) == (method, None)
+            assert ("evaluated in parts" in "".join(fast.report.left_out)) == (rows < STEPS)
+        else:
+            assert "did not fit into the device's memory" in fast.report.fallback_reason
 
 
 def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(

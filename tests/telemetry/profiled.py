@@ -20,7 +20,7 @@ from srds_fast import Report
 STEPS = 6
 NAMES = (
     *("srds", "collocation", "sequential", "lanes", "recorded", "replayed", "widths recorded", "widths replayed"),
-    *("driven", "stock", "sample", "short", "recorded on"),
+    *("driven at first", "driven", "stock", "sample", "short", "recorded on"),
 )
 EXACT = {"method": "srds", "num_blocks": 3, "exact": True}
 
@@ -51,7 +51,7 @@ def calls() -> Iterator[Report]:
     yield from made(**EXACT, overlap="streams")
     yield from made(2, **EXACT, engine="graph")
     yield from made(2, **EXACT, engine="network-graphs")
-    yield from made(**EXACT, more={"callback_on_step_end": lambda pipe, step, timestep, given: given})
+    yield from made(2, **EXACT, more={"guidance_rescale": 0.5})
     yield from made(**EXACT, more={"callback": lambda step, timestep, latents: None, "callback_steps": 1})
     layer, graphs = network(), srds_fast.Graphs()
     yield srds_fast.sample(layer, noise(0), DDIMScheduler(), STEPS, **EXACT).report

@@ -105,7 +105,7 @@ class GraphRunner:
 
     def finish(self, graphed: GraphedCalls, engine: EngineUse) -> None:
         """Keep the graphs that a run has recorded, and complete what is noted of its engine."""
-        engine.capture_seconds = graphed.seconds
+        engine.capture_seconds += graphed.seconds
         if graphed.replays:
             self.graphs.count_replay()
         else:

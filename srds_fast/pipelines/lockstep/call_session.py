@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,23 @@ def refuse_other_shapes(m: Tensor, x: Tensor, *, learned: bool) -> None:
         )
 
 
+class LeaveWaves(BaseException):
+    """A callback asks something of the loop, whose next turn ends with the answer.
+
+    No `Exception`, as `cancellation.Left`: it is no fault of the waves.
+    """
+
+
+class Callback(Protocol):
+    """What is told of the final steps, see `callbacks`."""
+
+    def tell(self) -> None:
+        """Tell it of the steps that have become final. Raises LeaveWaves."""
+
+    def why_turns(self) -> str | None:
+        """Why only turns of the loop can tell, as a clause, or None."""
+
+
 class CallSession:
     """The session of one call. `session` is None until the loop's first step has been made.
 
@@ -91,10 +108,12 @@ class CallSession:
         self.started: float | None = None
         self.held: ModuleState | None = None  # by the networks, when all rows so far were evaluated by them
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
-        self.told = 0  # final steps that a callback was told of
+        self.callback: Callback | None = None
+        self.told = 0  # final steps that it was told of
         self.wave: Evaluate | None = None  # the one that is run now
-        self.network: RecordedNetwork | None = None  # in a takeover
+        self.network: RecordedNetwork | None = None  # in the waves of a takeover
         self.graphed: GraphedCalls | None = None  # the network calls of the loop's own turns, through graphs
+        self._replays = True  # whether graphs still do what the networks do
         self.state: Tensor  # starting noise, [batch, ...], in the dtype of the state
         self._noise: NoiseTable  # of the scheduler's grid
         self._steps: NoiseTable  # of the loop
@@ -150,6 +169,7 @@ class CallSession:
 
     def end_replays(self) -> None:
         """A network holds something else now: its graphs do what it did before."""
+        self._replays = False
         if self.graphed is not None:
             self.graphed.end_as_changed()
 
@@ -256,8 +276,11 @@ class CallSession:
         self.run.stop(sample)
         self.wave = None
 
-    def go_on_from(self, step: int, x: Tensor) -> None:
-        """Drop all results beyond a final step; continue from the state x, [batch, ...], one step at a time."""
+    def go_on_from(self, step: int, x: Tensor, why: str) -> None:
+        """Drop all results beyond a final step; continue from the state x, [batch, ...], one step at a time.
+
+        why: as a clause.
+        """
         assert self.session is not None
         assert self._trajectory is not None
         carried, before = self._trajectory.carried[step + 1 - self.offset], self.state_after(step)
@@ -270,6 +293,10 @@ class CallSession:
             # the step takes x_{i-1} from x as it was before the callback
             carried = carried - rest.recovered[0] / rest.momentum[0] * (before - self.state)
         self.session.go_on_from(self.state, rest, self._inputs(draws, x.dtype, rest.num_steps, carried))
+        if self.network is not None:
+            self.network = None  # the loop makes turns now
+            if self._replays:
+                self.graph_network_calls(why)
 
     def _inputs(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, carried: Tensor | None = None

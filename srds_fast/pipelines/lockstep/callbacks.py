@@ -1,22 +1,33 @@
-"""`callback_on_step_end` in a loop that makes turns for the rows of waves.
+"""`callback_on_step_end` of a call whose steps become final wave by wave.
 
 The user's function is called once for every final step, in order, with the state after that step. Only the timing
 differs: several steps may become final in one wave. If the function changes anything, also what the networks hold, all
 results beyond that step are dropped, and the rest of the call runs step by step, as the stock loop would.
+
+The loop calls it at the end of its turns. Where the waves repeat recorded network calls, there are no turns between
+them: `tell` then calls it with what the loop gave it in an earlier turn. What the function asks of the loop waits for
+the end of one more turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ... import clock
 from ...engine.merging.rule import same
 from ...errors import UnsupportedPipeline
+from .call_session import LeaveWaves
 from .loop import LockstepLoop
 from .proxies import NetworkProxy
+
+# what the function asks of the loop: gives what the loop is to be returned at the end of a turn
+Answer = Callable[[], Any]
 
 
 class StepCallback:
@@ -30,10 +41,42 @@ class StepCallback:
         self, user: Callable[..., Any], lockstep: LockstepLoop, shared: dict[str, Any], interrupted: Callable[[], bool]
     ) -> None:
         self._user, self._lockstep, self._shared, self._asked = user, lockstep, shared, interrupted
+        self._pipe: Any = None
+        self._tensors: dict[str, Any] | None = None  # of the last turn
+        self._varies: dict[str, None] = {}  # names of those that were other objects in another turn
+        self._answer: Answer | None = None  # for the loop, at the end of its next turn
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
-        lockstep, samples, latents = self._lockstep, self._lockstep.samples, tensors.get("latents")
+        if (before := self._tensors) is not None:
+            again = (name for name, value in tensors.items() if not _is(value, before.get(name)))
+            self._varies |= dict.fromkeys(name for name in again if name != "latents")
+        self._pipe, self._tensors = pipe, tensors
+        answer, self._answer = self._answer or self._tell(pipe, tensors), None
+        return {} if answer is None else answer()
+
+    def why_turns(self) -> str | None:
+        """Why only turns of the loop can show what the function is given, as a clause; after turns of two steps."""
+        if self._tensors is None:
+            return "its turns do not call callback_on_step_end"
+        if not self._varies:
+            return None
+        return f"callback_on_step_end is given {', '.join(sorted(self._varies))}, which each step makes anew"
+
+    def tell(self) -> None:
+        """Between waves: call the function for the steps that have become final. Raises LeaveWaves."""
+        assert self._tensors is not None
+        try:
+            self._answer = self._tell(self._pipe, self._tensors)
+        except (
+            Exception
+        ) as why:  # out of the loop, as a stock one: in the waves it might be taken for a fault of theirs
+            self._answer = partial(_raised, why)
+        if self._answer is not None:
+            raise LeaveWaves
+
+    def _tell(self, pipe: Any, tensors: dict[str, Any]) -> Answer | None:
+        samples, latents = self._lockstep.samples, tensors.get("latents")
         while samples.told < samples.final_steps:
             step, samples.told = samples.told, samples.told + 1
             state = samples.state_after(step)
@@ -41,31 +84,35 @@ class StepCallback:
             shown = {name: x if name == "latents" else value for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
             shared = self._shared.copy()
-            with self._standing_at(pipe, step):
+            with self._standing_at(pipe, step), clock.stopped():
                 outputs = self._user(pipe, step, samples.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
-                return outputs  # the loop raises the stock pipe's own error
+                return partial(_returned, outputs)  # the loop raises the stock pipe's own error
             if self._asked():
                 newest = samples.run.newest
-                return {"latents": lockstep.interrupt(state if newest is None else newest, x.dtype)}
+                return partial(self._interrupt, state if newest is None else newest, x.dtype)
             # the loop uses every tensor that is returned, even one that the callback was not given
             given = [*shown.items(), *outputs.items()]
             changed = sorted({name for name, value in given if name not in kept or not _same(value, kept[name])})
             self._take_over(pipe, shared)
             after = _steering(pipe)
             names = sorted(steering.keys() | after.keys())
-            changed += [name.lstrip("_") for name in names if steering.get(name, ...) is not after.get(name, ...)]
+            changed += [name.lstrip("_") for name in names if not _is(steering.get(name, ...), after.get(name, ...))]
             # where each step is evaluated after the one before was told, the loop goes on with what it finds
             held = None if samples.in_order else samples.held
             if held is not None and (part := held.changed_exactly()) is not None:
                 samples.end_replays()
                 changed.append(part)
             if changed:
-                outputs = dict(outputs)
-                reason = f"the callback changed {', '.join(changed)} at step {step}"
-                outputs["latents"] = lockstep.go_on_from(step, outputs.get("latents", x), reason)
-                return outputs
-        return {}
+                return partial(self._go_on_from, step, x, outputs, changed)
+        return None
+
+    def _interrupt(self, sample: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        return {"latents": self._lockstep.interrupt(sample, dtype)}
+
+    def _go_on_from(self, step: int, x: Tensor, outputs: dict[str, Any], changed: list[str]) -> dict[str, Any]:
+        reason = f"the callback changed {', '.join(changed)} at step {step}"
+        return {**outputs, "latents": self._lockstep.go_on_from(step, outputs.get("latents", x), reason)}
 
     @contextmanager
     def _standing_at(self, pipe: Any, step: int) -> Iterator[None]:
@@ -102,6 +149,14 @@ class StepCallback:
                 vars(pipe)[name] = NetworkProxy(value, self._lockstep)
 
 
+def _returned(value: Any) -> Any:
+    return value
+
+
+def _raised(why: Exception) -> Any:
+    raise why
+
+
 def _same_numbers(value: Any, kept: Tensor) -> bool:
     return isinstance(value, Tensor) and same(value.to(kept.device), kept)
 
@@ -110,9 +165,9 @@ _IGNORED = ("_interrupt", "_progress_bar_config", "_current_timestep", "_num_tim
 
 
 def _steering(pipe: Any) -> dict[str, Any]:
-    """The attributes of a pipe that steer its loop, and its networks."""
+    """The attributes of a pipe that steer its loop, and its networks. Dictionaries and lists are written into, too."""
     return {
-        name: value
+        name: _kept(value)
         for name, value in vars(pipe).items()
         if (name[:1] == "_" and name not in _IGNORED) or isinstance(value, NetworkProxy)
     }
@@ -123,6 +178,22 @@ def _copy(value: Any) -> Any:
     if isinstance(value, list | tuple):  # the images of several ControlNets
         return type(value)(map(_copy, value))
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _kept(value: Any) -> Any:
+    """What a container holds now."""
+    if isinstance(value, dict):
+        return {name: _kept(each) for name, each in value.items()}
+    return list(map(_kept, value)) if isinstance(value, list | tuple) else value
+
+
+def _is(value: Any, other: Any) -> bool:
+    """Whether two values, or what two containers hold, are the same objects."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_is(each, other[name]) for name, each in value.items())
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(map(_is, value, other))
+    return value is other
 
 
 def _same(value: Any, kept: Any) -> bool:

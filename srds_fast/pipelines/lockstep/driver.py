@@ -34,7 +34,7 @@ from ..networks import training
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
-from .call_session import CallSession, refuse_other_shapes
+from .call_session import CallSession, LeaveWaves, refuse_other_shapes
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
 from .rehearsal import Facts, Passes, Rehearsal, StateChanged
@@ -42,8 +42,6 @@ from .rows import RowTurns
 from .taken_over import kind_of_check, recorded, run_waves
 from .turn_costs import CallsOfTurns, with_turns
 from .turns import LoopTurns, Ran, Script, Turn
-
-CALLS_BACK = "callback_on_step_end is called by the loop, once per step"
 
 
 class Driver:
@@ -69,7 +67,7 @@ class Driver:
         self._hook_changes = self._loop_changes = False  # whether a hook, or the loop itself, changes them
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
-        self.reason = CALLS_BACK if self._settings.calls_back else None  # why the loop makes its own turns
+        self.reason: str | None = None  # why the loop makes its own turns
         self.x0: Tensor  # predicted in the only step
         self._to_begin: tuple[NoiseTable, Any]  # the table of the whole grid, and the generator of the steps
         self._begun: tuple[NoiseTable, SolverInputs] | None = None  # of the loop's steps, once the noise is drawn
@@ -87,6 +85,7 @@ class Driver:
         if kind is not None:
             self._key = kind, state_key(self._scheduler.inner), samples.start, len(samples.timesteps)
             self._known = self._memory.facts.get(self._key)
+            self.reason = self._known.why_turns if isinstance(self._known, Facts) else None
         self._turns.begins_live = self._begins_live
 
     @property
@@ -106,7 +105,7 @@ class Driver:
 
     @property
     def _may_take_over(self) -> bool:
-        return not self._settings.calls_back and len(self._samples.timesteps) > 1
+        return len(self._samples.timesteps) > 1
 
     @property
     def _in_order(self) -> bool:
@@ -180,6 +179,7 @@ class Driver:
         inferred = self._to_take_over()
         copies = 1 if inferred is None else inferred.copies
         noise, inputs = self._begun = samples.begin(table, generator, m, x, len(x) // copies)
+        self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
         if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
             samples.held = self._before or ModuleState(self._networks)
             if not isinstance(self._known, Facts):  # it was found out in this call
@@ -187,18 +187,13 @@ class Driver:
             if first.turn.live:  # its network calls were none of the run
                 samples.started = begun
             self._exclude_own_time()
-            try:
-                run_waves(samples, network)
-            except NetworkChanged as why:
-                raise self._by_hook(why) from None
-            return (yield from self._last_turn(copies))
+            return (yield from self._repeated(network, copies))
         if not first.turn.live:
             cancellation.look()
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
         m = distributed.of_first(m)  # each rank has made it
         if steps == 1:
             self.x0 = samples.x0(m)
-        self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
         self._rows.remember(x, m)
         planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
@@ -217,6 +212,21 @@ class Driver:
             session.take_steps(f"the network would be called for one row at a time: {alone[0]}", tell=False)
         samples.graph_network_calls(self.reason)
         return (yield from self._waves(session))
+
+    def _repeated(self, network: RecordedNetwork, copies: int) -> Script:
+        """Run all waves by repeated network calls; return the samples. copies: of these that the loop keeps."""
+        samples = self._samples
+        try:
+            run_waves(samples, network)
+        except LeaveWaves:  # the callback answers in this turn
+            step = samples.told - 1
+            yield from self._passes.turn(Turn(step, samples.state_after(step).to(self._scheduler.dtype)))
+            raise
+        except NetworkChanged as why:
+            assert samples.session is not None
+            self._leave_waves(why)
+            return (yield from self._waves(samples.session, samples.wave))
+        return (yield from self._last_turn(copies))
 
     def rest(self) -> Script:
         """The turns after a change by a callback, of a session that goes on from it.
@@ -262,6 +272,8 @@ class Driver:
         """How the loop calls its networks, if it is to be taken over."""
         found = self._facts.takeover
         self.reason = self.reason or (self._facts.why_turns if self._may_take_over else "it has a single step")
+        if self._settings.calls_back and isinstance(found, Inferred) and found.copies > 1:
+            self.reason = "callback_on_step_end is given several copies of the sample"
         return None if self.reason is not None or isinstance(found, str) else found
 
     def _taken(
@@ -269,6 +281,12 @@ class Driver:
     ) -> Generator[Turn, Ran, RecordedNetwork | None]:
         """The network calls of the loop, to be repeated for rows; None if it makes its own turns."""
         turns = yield from self._shown(inferred, first, noise)
+        if (callback := self._samples.callback) is not None:
+            # it is told at the end of a turn: after this one, of two steps
+            yield from self._passes.turn(Turn(0, self._rehearsal.probe(0)))
+            if (reason := callback.why_turns()) is not None:
+                self.reason = reason
+                return None
         network = recorded(self._samples, inferred, turns, noise, inputs)
         reason = yield from self._compared(network, first)
         if reason is None:
@@ -417,7 +435,7 @@ class Driver:
             samples.session.take_steps(str(why))
         else:
             samples.session.fall_back(f"{why}, after step {samples.told - 1}")
-            samples.go_on_from(samples.told - 1, samples.state_after(samples.told - 1))
+            samples.go_on_from(samples.told - 1, samples.state_after(samples.told - 1), str(why))
         samples.wave = samples.session.next(None)
 
     def _last_turn(self, copies: int = 1) -> Script:

@@ -128,7 +128,7 @@ class LockstepLoop:
         network = call.network
         if not own or self.session is not None:  # code is compiled for waves alone
             network = self.settings.replacements.get(network, network)  # type: ignore[call-overload]
-        elif not self.settings.calls_back:  # it is part of no wave
+        elif self.driver.reason is None:  # it is known to be part of a wave only where the loop makes its own turns
             return call()
         if self.settings.draws is not None:  # nothing is measured beside the calls of a user
             with self._without_draws():
@@ -165,7 +165,7 @@ class LockstepLoop:
             self.samples.stop(x)
             self.turns.end()
             return x
-        self.samples.go_on_from(step, x)
+        self.samples.go_on_from(step, x, reason)
         return self.turns.follow(self.driver.rest())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -179,7 +179,7 @@ class LockstepLoop:
         """The report of the call until now; None before the first step. left_out: options that were not applied."""
         if self.session is None:
             return None
-        taken_over = self.samples.network is not None
+        taken_over = self.session.network is not None
         if (
             self.settings.overlap == "streams"
             and self.run.engine.overlap == "batch"

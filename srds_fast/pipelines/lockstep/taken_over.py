@@ -48,7 +48,9 @@ def kind_of_check(network: RecordedNetwork) -> Hashable:
 def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
     """Run all waves.
 
-    NetworkChanged: a hook hangs on a network, and perhaps has changed it: its calls must be made in order.
+    NetworkChanged: a hook hangs on a network, and perhaps has changed it: its calls must be made in order. Or another
+    part of it was changed, after a callback was told of steps.
+    LeaveWaves: a callback asks something of the loop.
     """
     session = samples.make(network.noise, network.inputs, network)
     if samples.settings.plan_only:
@@ -64,7 +66,9 @@ def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
             if (why := samples.change()) is not None:
                 if samples.settings.graphs is not None:  # nothing is recorded of such a run
                     run.engine.reason = CHANGED
-                raise why if why.by_hook else StartAgain(str(why))
+                raise why if why.by_hook or samples.told else StartAgain(str(why))
+            if samples.callback is not None and samples.wave is not None:  # of the last steps a turn of the loop tells
+                samples.callback.tell()
 
     session.complete(advance)
     telemetry.phase("decode")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -31,7 +31,7 @@ _RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 def hooked(root: nn.Module) -> list[nn.Module]:
     """A module and its submodules that have hooks.
 
-    Every call of a pipeline looks for them, so this walks the dictionaries: `modules()` takes three times as long.
+    Every call of a pipeline looks for them once, so this walks the dictionaries: `modules()` takes three times as long.
     """
     found, left = [], [root]
     while left:
@@ -42,28 +42,33 @@ def hooked(root: nn.Module) -> list[nn.Module]:
     return found
 
 
-def hooks_of(root: nn.Module) -> Iterator[Any]:
-    """diffusers' hooks on a module and its submodules."""
-    for module in hooked(root):
+def hooks_of(found: Iterable[nn.Module]) -> Iterator[Any]:
+    """diffusers' hooks on the modules that `hooked` has found."""
+    for module in found:
         registry = getattr(module, "_diffusers_hook", None)
         yield from [] if registry is None else registry.hooks.values()
 
 
-def is_offloaded(network: nn.Module) -> bool:
-    """Whether hooks move the weights of a network at every call."""
-    if any(hasattr(module, "_hf_hook") for module in hooked(network)):
+def hooked_parts(pipe: Any) -> dict[str, list[nn.Module]]:
+    """The modules that have hooks, by the name of the part of a pipeline that they belong to."""
+    return {name: hooked(part) for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+
+
+def is_offloaded(found: Sequence[nn.Module]) -> bool:
+    """Whether hooks move the weights of a network at every call. found: its modules that have hooks."""
+    if any(hasattr(module, "_hf_hook") for module in found):
         return True
-    return any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in hooks_of(network))
+    return any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in hooks_of(found))
 
 
-def execution_device(pipe: Any) -> torch.device:
-    """The device that the networks of a pipeline run on.
+def execution_device(pipe: Any, found: Mapping[str, Sequence[nn.Module]] | None = None) -> torch.device:
+    """The device that the networks of a pipeline run on. found: its `hooked_parts`, where they are known.
 
     diffusers' own property looks at every module four times, which takes some milliseconds: it is asked only where
     there are hooks, or parts on several devices.
     """
     parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
-    if not any(hooked(part) for part in parts):
+    if not any((hooked_parts(pipe) if found is None else found).values()):
         first = [next(itertools.chain(part.parameters(), part.buffers()), None) for part in parts]
         devices = {tensor.device for tensor in first if tensor is not None}
         if len(devices) == 1:

@@ -1,4 +1,4 @@
-"""Keywords of a call that its pipeline does not know: an error, with the line to write instead.
+"""What a call takes, and keywords that its pipeline does not know: an error, with the line to write instead.
 
 Many pipelines of diffusers take `**kwargs`, look for one or two names in it, and drop the rest without a word.
 """
@@ -10,8 +10,8 @@ import dis
 import inspect
 import itertools
 import weakref
-from collections.abc import Collection, Iterator, Mapping
-from types import CodeType
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import CodeType, MethodType
 from typing import Any
 
 from ..caches import Cache, cached, of_process
@@ -20,6 +20,17 @@ from ..errors import UnknownArgument
 _LOOKED_UP = ("get", "pop")  # methods of a dictionary that ask for one name
 # by modular pipeline
 _inputs: Cache[set[str]] = of_process("inputs of modular pipelines")
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """`inspect.signature` of a function or a method of a class, made once: a call of a pipeline asks for several."""
+    bound = isinstance(function, MethodType)
+    return _signature_of(function.__func__ if bound else function, bound)
+
+
+@cached
+def _signature_of(function: Callable[..., Any], bound: bool) -> inspect.Signature:
+    return inspect.signature(MethodType(function, object()) if bound else function)
 
 
 def refuse_unknown(pipe: Any, given: Mapping[str, Any], own: Collection[str], modular: bool) -> None:
@@ -48,7 +59,7 @@ def _advice(name: str, value: Any, known: Collection[str], own: Collection[str])
 @cached
 def _keywords_of(call: Any) -> frozenset[str] | None:
     """The keywords that a pipeline's `__call__` knows; None if it passes those that it does not name to another."""
-    parameters = inspect.signature(call).parameters.values()
+    parameters = signature_of(call).parameters.values()
     named = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
     rest = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), None)
     if rest is None:
@@ -84,7 +95,7 @@ def _strings(code: CodeType) -> Iterator[str]:
 
 def _inputs_of(pipe: Any, given: Mapping[str, Any]) -> set[str]:
     """The inputs that the blocks of a modular pipeline take. To ask for them takes milliseconds."""
-    blocks, call = pipe._blocks, inspect.signature(type(pipe).__call__).parameters
+    blocks, call = pipe._blocks, signature_of(type(pipe).__call__).parameters
     key = weakref.ref(blocks)
     found = _inputs.get(key)
     if found is None or not found.issuperset(given):

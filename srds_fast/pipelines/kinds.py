@@ -126,7 +126,10 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
     if isinstance(value, dict | list | tuple):
-        names, values = (tuple(value), value.values()) if isinstance(value, dict) else (None, value)
+        names, values = (tuple(value), tuple(value.values())) if isinstance(value, dict) else (None, tuple(value))
+        types = tuple(map(type, values))
+        if by_value and _PLAIN.issuperset(types):
+            return type(value), names, types, values
         kinds = tuple(_of_value(each, by_value) for each in values)
         return _UNKNOWN if any(kind is _UNKNOWN for kind in kinds) else (type(value), names, kinds)
     size = getattr(value, "size", None)

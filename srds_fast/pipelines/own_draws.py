@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from ..schedulers.private_draws import PrivateDraws
 from .hooks import execution_device
+from .keywords import signature_of
 from .modular.arguments import is_modular
 from .state import PipelineCall, RandomState
 
@@ -42,13 +42,13 @@ def with_own_draws(
 
 
 def _takes_generator(fast: Any) -> bool:
-    return is_modular(fast.original) or "generator" in inspect.signature(type(fast.original).__call__).parameters
+    return is_modular(fast.original) or "generator" in signature_of(type(fast.original).__call__).parameters
 
 
 def _with_generator(call: PipelineCall, generator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     fast, args, kwargs = call.fast, call.args, call.kwargs
     if args and "generator" not in kwargs and not is_modular(fast.original):
-        place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
+        place = list(signature_of(type(fast.original).__call__).parameters).index("generator") - 1
         if place < len(args):
             return (*args[:place], generator, *args[place + 1 :]), kwargs
     return args, {**kwargs, "generator": generator}

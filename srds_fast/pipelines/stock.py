@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -27,8 +26,8 @@ from ..sampling.trials import TurnClock
 from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
-from .hooks import execution_device
 from .interrupts import RunningCall, own_attributes, with_shared_mark
+from .keywords import signature_of
 from .kinds import KindOfLoop
 from .lockstep.proxies import NetworkProxy, copy_scheduler
 from .modular.blocks import without_progress_bar
@@ -200,7 +199,7 @@ def seconds_of_stock(call: PipelineCall, parts: dict[str, Any], turns: int) -> f
     The pipeline's own code runs, on a shallow copy. parts: of the copy, that belong to the call, which is under way.
     """
     fast, watch = call.fast, _watch()
-    clock = TurnClock(turns, execution_device(fast))
+    clock = TurnClock(turns, call.device)
 
     def stepped() -> None:
         watch.look()
@@ -213,7 +212,7 @@ def seconds_of_stock(call: PipelineCall, parts: dict[str, Any], turns: int) -> f
         ExitStack() as timed,
     ):
         loop = type(twin).__call__
-        bound = inspect.signature(loop).bind(twin, *args, **kwargs)
+        bound = signature_of(loop).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(fast))
         if draws is not None:
             twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import progress, telemetry
+from ..caches import signature_of
 from ..engine import cancellation
 from ..engine.distributed import call as distributed
 from ..engine.distributed.call import SharedCall
@@ -29,9 +30,8 @@ from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .context_parallel import by_clocks, check_ranks
-from .hooks import execution_device, hooks_of, is_offloaded
+from .hooks import execution_device, hooks_of, is_offloaded, on_device
 from .interrupts import NAME, RunningCall
-from .keywords import signature_of
 from .kinds import kind_of_loop
 from .known_classes import is_known
 from .lockstep.call_session import CallSettings
@@ -269,7 +269,7 @@ def _run_call(
             seen=None if previews is None else previews.seen,
         )
         lockstep = LockstepLoop(fast.scheduler, settings)
-        proxied = copy_with_proxies(fast, cls, lockstep, parts)
+        proxied = copy_with_proxies(fast, on_device(cls, device), lockstep, parts)
         if is_modular(fast):
             proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
         own_marks = vars(proxied)

@@ -33,13 +33,20 @@ def hooked(root: nn.Module) -> list[nn.Module]:
 
     Every call of a pipeline looks for them once, so this walks the dictionaries: `modules()` takes three times as long.
     """
-    found, left = [], [root]
+    found: list[nn.Module] = []
+    left: list[nn.Module | None] = [root]
     while left:
-        module = left.pop()
-        if not OFFLOADING.isdisjoint(module.__dict__):
-            found.append(module)
-        left += [child for child in module._modules.values() if child is not None]
+        if (module := left.pop()) is not None:
+            state = module.__dict__
+            if not state.keys().isdisjoint(OFFLOADING) and _has_hooks(state):
+                found.append(module)
+            left += state["_modules"].values()
     return found
+
+
+def _has_hooks(state: dict[str, Any]) -> bool:
+    """Whether the attributes of a module hold hooks: `cache_context` of a network leaves a registry without any."""
+    return "_hf_hook" in state or bool(state["_diffusers_hook"].hooks)
 
 
 def hooks_of(found: Iterable[nn.Module]) -> Iterator[Any]:
@@ -73,8 +80,21 @@ def execution_device(pipe: Any, found: Mapping[str, Sequence[nn.Module]] | None 
         devices = {tensor.device for tensor in first if tensor is not None}
         if len(devices) == 1:
             return devices.pop()
-    found: torch.device = pipe._execution_device
-    return found
+    device: torch.device = pipe._execution_device
+    return device
+
+
+@cached
+def on_device(cls: type, device: torch.device) -> type:
+    """The class of a pipeline's copy for one call, which knows the `execution_device`.
+
+    It is found once in a call. diffusers' own property, which a pipeline asks in each call, would look for it again.
+    """
+    own = getattr(cls, "_execution_device", None)
+    if not isinstance(own, property) or package_of(own.fget) != "diffusers":
+        return cls
+    shown = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {"_execution_device": device, **shown})
 
 
 def package_of(code: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a call takes, and keywords that its pipeline does not know: an error, with the line to write instead.
+"""Keywords of a call that its pipeline does not know: an error, with the line to write instead.
 
 Many pipelines of diffusers take `**kwargs`, look for one or two names in it, and drop the rest without a word.
 """
@@ -10,27 +10,16 @@ import dis
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
-from types import CodeType, MethodType
+from collections.abc import Collection, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
-from ..caches import Cache, cached, of_process
+from ..caches import Cache, cached, of_process, signature_of
 from ..errors import UnknownArgument
 
 _LOOKED_UP = ("get", "pop")  # methods of a dictionary that ask for one name
 # by modular pipeline
 _inputs: Cache[set[str]] = of_process("inputs of modular pipelines")
-
-
-def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """`inspect.signature` of a function or a method of a class, made once: a call of a pipeline asks for several."""
-    bound = isinstance(function, MethodType)
-    return _signature_of(function.__func__ if bound else function, bound)
-
-
-@cached
-def _signature_of(function: Callable[..., Any], bound: bool) -> inspect.Signature:
-    return inspect.signature(MethodType(function, object()) if bound else function)
 
 
 def refuse_unknown(pipe: Any, given: Mapping[str, Any], own: Collection[str], modular: bool) -> None:

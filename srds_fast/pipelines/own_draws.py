@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..caches import signature_of
 from ..schedulers.private_draws import PrivateDraws
 from .hooks import execution_device
-from .keywords import signature_of
 from .modular.arguments import is_modular
 from .state import PipelineCall, RandomState
 

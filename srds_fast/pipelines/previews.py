@@ -19,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caches import signature_of
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..engine.x0_previews import Due, preview
 from ..errors import UnsupportedPipeline
 from ..sampling.rows import state_dtype
+from ..schedulers.own_loop import copy_scheduler
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Checkpoint
-from .keywords import signature_of
 from .lockstep.joint import JointSteps
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.placeholders import Placeholders
-from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
+from .lockstep.proxies import SchedulerProxy, copy_with_proxies
 from .lockstep.turns import LoopTurns, Ran, Script, Turn
 from .modular.arguments import is_modular
 from .modular.blocks import driven, without_progress_bar

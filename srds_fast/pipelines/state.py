@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..caches import Cache
+from ..caches import Cache, signature_of
 from ..engine.distributed import call as distributed
 from ..engine.distributed.ranks import Ranks, ranks_of
 from ..engine.graphs.cache import Graphs
@@ -31,7 +31,7 @@ from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .hooks import execution_device, hooked_parts
 from .interrupts import Interrupts, interrupts_of
-from .keywords import refuse_unknown, signature_of
+from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular
 from .networks import networks_of

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...caches import signature_of
 from ...engine.merging.rule import Call
 from ...errors import InvalidArgument, SrdsFastError
 from ...kernels.common.clamping import Threshold
 from ...schedulers.own_loop import OTHER_TIMESTEPS, RETURNED, StepCall, is_known
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..keywords import signature_of
 from ..replaced import shallow_copy
 from .snapshots import snapshots
 from .turns import refused
@@ -335,15 +335,6 @@ class _Shown:
             for entry in entries:
                 yield entry
                 bar.update()
-
-
-def copy_scheduler(scheduler: Any) -> Any:
-    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
-    twin, held = object.__new__(type(scheduler)), vars(scheduler).copy()
-    # deepcopy takes ten times as long to copy a tensor
-    tensors = {id(value): value.clone() for value in held.values() if type(value) is Tensor}
-    twin.__dict__.update(copy.deepcopy(held, tensors))
-    return twin
 
 
 def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..keywords import signature_of
+from ...caches import signature_of
 
 
 def is_modular(pipe: Any) -> bool:

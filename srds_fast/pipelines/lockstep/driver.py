@@ -303,7 +303,8 @@ class Driver:
         kind = kind_of_check(network), merged, self._in_order
         checked = compared.get(kind)
         if checked is None:
-            undo = ModuleState(network.modules, self._settings.generators)
+            with self._timed():
+                undo = ModuleState(network.modules, self._settings.generators)
             try:
                 with self._draws_of_checks():
                     found = yield from verified(network, self._passes, first, merged=merged, in_order=self._in_order)

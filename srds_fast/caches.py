@@ -8,6 +8,7 @@ estimates: of Python objects and of tensors on the CPU, each counted once for ev
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
 import sys
@@ -354,3 +355,16 @@ def _closed_over(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # it is still empty
             yield cell.cell_contents
+
+
+_signatures: Cache[inspect.Signature] = of_process("signatures")
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """`inspect.signature` of a function or a method, made once: one of many arguments takes as long as a short step."""
+    of_class: Any = function.__func__ if isinstance(function, MethodType) else function
+    key = weakref.ref(of_class), of_class is function
+    found = _signatures.get(key)
+    if found is None:
+        _signatures[key] = found = inspect.signature(function)
+    return found

@@ -276,6 +276,20 @@ def test_a_key_that_is_gone_has_a_default() -> None:
     assert len(values) == 0
 
 
+def test_signatures_are_those_of_functions_and_methods_and_hold_neither() -> None:
+    class Steps:
+        def step(self, m: int, x: int = 1, **options: int) -> None: ...
+
+    one, two = Steps(), Steps()
+    for each in (Steps.step, one.step, two.step, total):
+        for _ in range(2):
+            assert caches.signature_of(each) == inspect.signature(each)
+    gone = weakref.ref(Steps), weakref.ref(one)
+    del Steps, one, two, each
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
 def test_what_functions_close_over_counts() -> None:
     large = bytes(50_000)
 

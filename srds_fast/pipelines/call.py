@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import math
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import progress, telemetry
+from ..caches import signature_of
 from ..engine import cancellation
 from ..engine.distributed import call as distributed
 from ..engine.distributed.call import SharedCall
@@ -30,7 +30,7 @@ from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .context_parallel import by_clocks, check_ranks
-from .hooks import execution_device, hooks_of, is_offloaded
+from .hooks import execution_device, hooks_of, is_offloaded, on_device
 from .interrupts import NAME, RunningCall
 from .kinds import kind_of_loop
 from .known_classes import is_known
@@ -73,7 +73,7 @@ def stock_reason(call: PipelineCall) -> str | None:
         return why
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
-    networks = networks_of(fast)
+    networks = call.networks
     if not networks:
         return "it has no network: its loop has nothing to call"
     if (ranks := fast._srds.ranks) is not None:
@@ -81,7 +81,7 @@ def stock_reason(call: PipelineCall) -> str | None:
     elif fast._srds.planner.measures and (why := by_clocks(networks)) is not None:
         return why
     for name, network in networks.items():
-        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
+        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(call.hooked[name]))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
     return None
@@ -225,13 +225,13 @@ def _run_call(
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
             if previews is not None:
-                previews.random = RandomState(arguments, execution_device(fast))
+                previews.random = RandomState(arguments, call.device)
             return chosen_stock_call(call, chosen, running, observer)
-    device = execution_device(fast)
+    device = call.device
     random = RandomState(arguments, device)
     if previews is not None:
         previews.random = random
-    cls, networks = type(state.original), list(networks_of(fast).values())
+    cls, networks = type(state.original), list(call.networks.values())
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -243,7 +243,7 @@ def _run_call(
             warn_left_out(fast, left_out)
         audited = auditing or (not state.plan_only and _is_due(state.options.audit, next(state.calls)))
         function = arguments.get("callback_on_step_end")
-        graphs, engine_reason = _graphs(fast, device, networks, warming)
+        graphs, engine_reason = _graphs(call, warming)
         timed = kind is not None and observer is None
         settings = CallSettings(
             planner=state.planner,
@@ -269,7 +269,7 @@ def _run_call(
             seen=None if previews is None else previews.seen,
         )
         lockstep = LockstepLoop(fast.scheduler, settings)
-        proxied = copy_with_proxies(fast, cls, lockstep, parts)
+        proxied = copy_with_proxies(fast, on_device(cls, device), lockstep, parts)
         if is_modular(fast):
             proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
         own_marks = vars(proxied)
@@ -286,7 +286,7 @@ def _run_call(
         callback, given = None, (args, kwargs)
         if function is not None:
             callback = StepCallback(function, lockstep, vars(fast), asks)
-            bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
+            bound = signature_of(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
             lockstep.samples.callback = None if state.plan_only else callback
             # diffusers' official callbacks name the tensors they need
@@ -340,15 +340,13 @@ def _run_call(
     return output
 
 
-def _graphs(
-    fast: Any, device: torch.device, networks: list[Any], warming: bool
-) -> tuple[GraphRunner | None, str | None]:
+def _graphs(call: PipelineCall, warming: bool) -> tuple[GraphRunner | None, str | None]:
     """What records and replays the call, or None; and, where something rules that out, why it runs eagerly."""
-    state, eager = fast._srds, functools.partial(warn_eager, fast)
+    state, eager = call.fast._srds, functools.partial(warn_eager, call.fast)
     lazy = state.options.lazy_capture or warming
     shared = distributed.current() is not None
-    graphs = state.planner.graph_runner(state.graphs, _graphs_on(device), lazy, eager, warming, shared)
-    if not any(map(is_offloaded, networks)):
+    graphs = state.planner.graph_runner(state.graphs, _graphs_on(call.device), lazy, eager, warming, shared)
+    if not any(is_offloaded(call.hooked[name]) for name in call.networks):
         return graphs, None
     why = "the network is offloaded: hooks move its weights at every call"
     if graphs is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -31,45 +31,70 @@ _RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 def hooked(root: nn.Module) -> list[nn.Module]:
     """A module and its submodules that have hooks.
 
-    Every call of a pipeline looks for them, so this walks the dictionaries: `modules()` takes three times as long.
+    Every call of a pipeline looks for them once, so this walks the dictionaries: `modules()` takes three times as long.
     """
-    found, left = [], [root]
+    found: list[nn.Module] = []
+    left: list[nn.Module | None] = [root]
     while left:
-        module = left.pop()
-        if not OFFLOADING.isdisjoint(module.__dict__):
-            found.append(module)
-        left += [child for child in module._modules.values() if child is not None]
+        if (module := left.pop()) is not None:
+            state = module.__dict__
+            if not state.keys().isdisjoint(OFFLOADING) and _has_hooks(state):
+                found.append(module)
+            left += state["_modules"].values()
     return found
 
 
-def hooks_of(root: nn.Module) -> Iterator[Any]:
-    """diffusers' hooks on a module and its submodules."""
-    for module in hooked(root):
+def _has_hooks(state: dict[str, Any]) -> bool:
+    """Whether the attributes of a module hold hooks: `cache_context` of a network leaves a registry without any."""
+    return "_hf_hook" in state or bool(state["_diffusers_hook"].hooks)
+
+
+def hooks_of(found: Iterable[nn.Module]) -> Iterator[Any]:
+    """diffusers' hooks on the modules that `hooked` has found."""
+    for module in found:
         registry = getattr(module, "_diffusers_hook", None)
         yield from [] if registry is None else registry.hooks.values()
 
 
-def is_offloaded(network: nn.Module) -> bool:
-    """Whether hooks move the weights of a network at every call."""
-    if any(hasattr(module, "_hf_hook") for module in hooked(network)):
+def hooked_parts(pipe: Any) -> dict[str, list[nn.Module]]:
+    """The modules that have hooks, by the name of the part of a pipeline that they belong to."""
+    return {name: hooked(part) for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+
+
+def is_offloaded(found: Sequence[nn.Module]) -> bool:
+    """Whether hooks move the weights of a network at every call. found: its modules that have hooks."""
+    if any(hasattr(module, "_hf_hook") for module in found):
         return True
-    return any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in hooks_of(network))
+    return any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in hooks_of(found))
 
 
-def execution_device(pipe: Any) -> torch.device:
-    """The device that the networks of a pipeline run on.
+def execution_device(pipe: Any, found: Mapping[str, Sequence[nn.Module]] | None = None) -> torch.device:
+    """The device that the networks of a pipeline run on. found: its `hooked_parts`, where they are known.
 
     diffusers' own property looks at every module four times, which takes some milliseconds: it is asked only where
     there are hooks, or parts on several devices.
     """
     parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
-    if not any(hooked(part) for part in parts):
+    if not any((hooked_parts(pipe) if found is None else found).values()):
         first = [next(itertools.chain(part.parameters(), part.buffers()), None) for part in parts]
         devices = {tensor.device for tensor in first if tensor is not None}
         if len(devices) == 1:
             return devices.pop()
-    found: torch.device = pipe._execution_device
-    return found
+    device: torch.device = pipe._execution_device
+    return device
+
+
+@cached
+def on_device(cls: type, device: torch.device) -> type:
+    """The class of a pipeline's copy for one call, which knows the `execution_device`.
+
+    It is found once in a call. diffusers' own property, which a pipeline asks in each call, would look for it again.
+    """
+    own = getattr(cls, "_execution_device", None)
+    if not isinstance(own, property) or package_of(own.fget) != "diffusers":
+        return cls
+    shown = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {"_execution_device": device, **shown})
 
 
 def package_of(code: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-from ..caches import Cache, cached, of_process
+from ..caches import Cache, cached, of_process, signature_of
 from ..errors import UnknownArgument
 
 _LOOKED_UP = ("get", "pop")  # methods of a dictionary that ask for one name
@@ -48,7 +48,7 @@ def _advice(name: str, value: Any, known: Collection[str], own: Collection[str])
 @cached
 def _keywords_of(call: Any) -> frozenset[str] | None:
     """The keywords that a pipeline's `__call__` knows; None if it passes those that it does not name to another."""
-    parameters = inspect.signature(call).parameters.values()
+    parameters = signature_of(call).parameters.values()
     named = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
     rest = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), None)
     if rest is None:
@@ -84,7 +84,7 @@ def _strings(code: CodeType) -> Iterator[str]:
 
 def _inputs_of(pipe: Any, given: Mapping[str, Any]) -> set[str]:
     """The inputs that the blocks of a modular pipeline take. To ask for them takes milliseconds."""
-    blocks, call = pipe._blocks, inspect.signature(type(pipe).__call__).parameters
+    blocks, call = pipe._blocks, signature_of(type(pipe).__call__).parameters
     key = weakref.ref(blocks)
     found = _inputs.get(key)
     if found is None or not found.issuperset(given):

@@ -115,6 +115,13 @@ def _of_blocks(block: Any) -> Hashable:
 def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if by_value and type(value) in _PLAIN:
         return type(value), value
+    if isinstance(value, dict | list | tuple):
+        names, values = (tuple(value), tuple(value.values())) if isinstance(value, dict) else (None, tuple(value))
+        types = tuple(map(type, values))
+        if by_value and _PLAIN.issuperset(types):
+            return type(value), names, types, values
+        kinds = tuple(_of_value(each, by_value) for each in values)
+        return _UNKNOWN if any(kind is _UNKNOWN for kind in kinds) else (type(value), names, kinds)
     if value is None or isinstance(value, Number | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, str):
@@ -125,10 +132,6 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
         return Tensor, value.shape, value.dtype, value.device, held
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
-    if isinstance(value, dict | list | tuple):
-        names, values = (tuple(value), value.values()) if isinstance(value, dict) else (None, value)
-        kinds = tuple(_of_value(each, by_value) for each in values)
-        return _UNKNOWN if any(kind is _UNKNOWN for kind in kinds) else (type(value), names, kinds)
     size = getattr(value, "size", None)
     if isinstance(size, tuple):  # an image
         return type(value), size, getattr(value, "mode", None)

@@ -22,7 +22,9 @@ def check_pipeline(pipe: Any) -> None:
         raise UnsupportedPipeline(
             f"{pipe.__name__} is a class. compile() takes an instance. Pass {pipe.__name__}.from_pretrained(...)."
         )
-    if not callable(pipe) or getattr(pipe, "scheduler", None) is None or not hasattr(pipe, "components"):
+    # the class is asked first: to gather the components takes a while
+    gathers = hasattr(type(pipe), "components") or hasattr(pipe, "components")
+    if not callable(pipe) or getattr(pipe, "scheduler", None) is None or not gathers:
         raise UnsupportedPipeline(
             f"{name} is no diffusers pipeline with a scheduler. compile() runs the loop of a pipeline. "
             "Pass a DiffusionPipeline, or call srds_fast.sample with a denoiser."

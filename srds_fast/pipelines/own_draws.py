@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..caches import signature_of
 from ..schedulers.private_draws import PrivateDraws
 from .hooks import execution_device
 from .modular.arguments import is_modular
@@ -42,13 +42,13 @@ def with_own_draws(
 
 
 def _takes_generator(fast: Any) -> bool:
-    return is_modular(fast.original) or "generator" in inspect.signature(type(fast.original).__call__).parameters
+    return is_modular(fast.original) or "generator" in signature_of(type(fast.original).__call__).parameters
 
 
 def _with_generator(call: PipelineCall, generator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     fast, args, kwargs = call.fast, call.args, call.kwargs
     if args and "generator" not in kwargs and not is_modular(fast.original):
-        place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
+        place = list(signature_of(type(fast.original).__call__).parameters).index("generator") - 1
         if place < len(args):
             return (*args[:place], generator, *args[place + 1 :]), kwargs
     return args, {**kwargs, "generator": generator}

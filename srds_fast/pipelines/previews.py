@@ -19,18 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caches import signature_of
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..engine.x0_previews import Due, preview
 from ..errors import UnsupportedPipeline
 from ..sampling.rows import state_dtype
+from ..schedulers.own_loop import copy_scheduler
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Checkpoint
 from .lockstep.joint import JointSteps
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.placeholders import Placeholders
-from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
+from .lockstep.proxies import SchedulerProxy, copy_with_proxies
 from .lockstep.turns import LoopTurns, Ran, Script, Turn
 from .modular.arguments import is_modular
 from .modular.blocks import driven, without_progress_bar
@@ -50,7 +52,7 @@ class Previews:
 
     def __init__(self, call: PipelineCall) -> None:
         if is_modular(fast := call.fast):
-            given = inspect.signature(type(fast.original).__call__).bind(fast, *call.args, **call.kwargs).arguments
+            given = signature_of(type(fast.original).__call__).bind(fast, *call.args, **call.kwargs).arguments
             call = replace(call, args=(_own(given.get("state")),), kwargs=given.get("kwargs", {}))
         self._call = call
         self.seen: list[tuple[Any, Any]] = []
@@ -68,11 +70,11 @@ class Previews:
             loop = _GivenEnd(fast.scheduler, latents, list(self.seen), fast._srds.loops.outputs)
             twin = copy_with_proxies(fast, cls, loop, parts)
             vars(twin).update(parts, maybe_free_model_hooks=lambda: None)  # the call itself still runs
-            call = inspect.signature(cls.__call__).bind(twin, *args, **kwargs)
+            call = signature_of(cls.__call__).bind(twin, *args, **kwargs)
             if is_modular(fast):
                 twin._blocks = driven(twin._blocks, loop, whole=True)
                 return self._of_blocks(twin, call.arguments)
-            call.arguments.update(_as_images(inspect.signature(cls.__call__).parameters))
+            call.arguments.update(_as_images(signature_of(cls.__call__).parameters))
             return with_own_enumerate(cls.__call__)(*call.args, **call.kwargs)[0]
 
     def _of_blocks(self, pipe: Any, arguments: dict[str, Any]) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..caches import Cache
+from ..caches import Cache, signature_of
 from ..engine.distributed import call as distributed
 from ..engine.distributed.ranks import Ranks, ranks_of
 from ..engine.graphs.cache import Graphs
@@ -30,10 +29,12 @@ from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .hooks import execution_device, hooked_parts
 from .interrupts import Interrupts, interrupts_of
 from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular
+from .networks import networks_of
 from .tokenizers import TokenizerPool
 
 MOST_KINDS = 64
@@ -150,7 +151,7 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if modular:
         arguments = bind_modular(fast.original, args, pipe_kwargs)
     else:
-        bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
+        bound = signature_of(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         arguments |= arguments.pop("kwargs", {})
@@ -161,7 +162,10 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 @dataclass(frozen=True)
 class PipelineCall:
-    """A call of a compiled pipeline. arguments: by name, see `bind`."""
+    """A call of a compiled pipeline. arguments: by name, see `bind`.
+
+    The modules of the pipeline are looked at once: what a call finds there it finds as it begins.
+    """
 
     fast: Any
     args: tuple[Any, ...]
@@ -173,10 +177,25 @@ class PipelineCall:
         """Raises what `bind` does."""
         return cls(fast, args, kwargs, bind(fast, args, kwargs))
 
+    @cached_property
+    def networks(self) -> dict[str, Any]:
+        """The networks that its loop may call, by name."""
+        return networks_of(self.fast)
+
+    @cached_property
+    def hooked(self) -> dict[str, list[nn.Module]]:
+        """By part of the pipeline: its modules that have hooks."""
+        return hooked_parts(self.fast)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """That its networks run on."""
+        return execution_device(self.fast, self.hooked)
+
 
 def undecoded(fast: Any) -> dict[str, Any]:
     """Arguments with which a call skips decoding."""
-    known = inspect.signature(type(fast.original).__call__).parameters
+    known = signature_of(type(fast.original).__call__).parameters
     return {"output_type": "latent"} if "latents" in known else {}
 
 

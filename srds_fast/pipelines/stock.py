@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import telemetry
+from ..caches import signature_of
 from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
@@ -24,15 +24,16 @@ from ..engine.run import Observer
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
+from ..schedulers.own_loop import copy_scheduler
 from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
-from .hooks import execution_device
+from .hooks import on_device
 from .interrupts import RunningCall, own_attributes, with_shared_mark
 from .kinds import KindOfLoop
-from .lockstep.proxies import NetworkProxy, copy_scheduler
+from .lockstep.proxies import NetworkProxy
 from .modular.blocks import without_progress_bar
-from .networks import networks_of, own_guiders
+from .networks import own_guiders
 from .notices import warn_fallback
 from .own_draws import with_own_draws
 from .previews import StockPreviews
@@ -61,17 +62,17 @@ def stock_call(call: PipelineCall, reason: str, own: Iterable[str], running: Run
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     reported = {"fallback_reason": reason, "left_out": left_out}
     if distributed.current() is not None:
-        with _looked_at(fast, running), _twin(fast, {}, None, lambda: None) as twin:
+        with _looked_at(call, running), _twin(call, {}, None, lambda: None) as twin:
             try:
                 return _called(call, twin, **reported)
             finally:  # what the loop leaves on the pipeline
                 vars(state.original).update(own_attributes(twin))
-    with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
+    with state.interrupts.on_pipeline_itself(running), _looked_at(call, running):
         return _called(call, state.original, **reported)
 
 
 @contextmanager
-def _looked_at(fast: Any, running: RunningCall) -> Iterator[None]:
+def _looked_at(call: PipelineCall, running: RunningCall) -> Iterator[None]:
     """In the block, what is to end this call is looked at before every network call of its pipeline.
 
     The pipeline is the user's own, and no copy. Its networks may be called by other threads too, so nothing is hung on
@@ -81,14 +82,14 @@ def _looked_at(fast: Any, running: RunningCall) -> Iterator[None]:
     if not running.asked and (watch is None or not watch.asks):
         yield
         return
-    networks = set(map(id, networks_of(fast).values()))
+    networks = set(map(id, call.networks.values()))
 
     def look(module: nn.Module, args: Any) -> None:
         if id(module) in networks and cancellation.current() is watch:
             if running.asked:
                 running.end_early()  # the loop has taken its mark away when it began
             if watch is not None:
-                step = getattr(fast.scheduler, "step_index", None)
+                step = getattr(call.fast.scheduler, "step_index", None)
                 watch.wave(1, step if isinstance(step, int) else None, interrupts=False)
 
     hook = register_module_forward_pre_hook(look)
@@ -120,7 +121,12 @@ class _StockWaves:
 
 @contextmanager
 def _twin(
-    fast: Any, parts: dict[str, Any], watch: Watch | None, stepped: Callable[[], None], *, interrupts: bool = False
+    call: PipelineCall,
+    parts: dict[str, Any],
+    watch: Watch | None,
+    stepped: Callable[[], None],
+    *,
+    interrupts: bool = False,
 ) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
 
@@ -135,12 +141,12 @@ def _twin(
     """
     if watch is not None and watch.asks:
         waves = _StockWaves(watch, interrupts=interrupts)
-        parts = {**parts, **{name: NetworkProxy(each, waves) for name, each in networks_of(fast).items()}}
+        parts = {**parts, **{name: NetworkProxy(each, waves) for name, each in call.networks.items()}}
         each_step = [waves.stepped, stepped]
     else:
         each_step = [stepped]
-    shared, cls = distributed.current(), type(fast.original)
-    scheduler = copy_scheduler(fast.scheduler)
+    shared, cls = distributed.current(), on_device(type(call.fast.original), call.device)
+    scheduler = copy_scheduler(call.fast.scheduler)
     step = scheduler.step
 
     @functools.wraps(step)  # pipelines look at its signature
@@ -154,7 +160,8 @@ def _twin(
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, cls if shared is None else with_shared_mark(cls, shared), **parts, scheduler=scheduler)
+        cls = cls if shared is None else with_shared_mark(cls, shared)
+        yield shallow_copy(call.fast, cls, **parts, scheduler=scheduler)
     finally:
         del scheduler.step
 
@@ -181,7 +188,7 @@ def chosen_stock_call(call: PipelineCall, chosen: Exploration, running: RunningC
 
     with (
         fast._srds.tokenizers.borrow(fast) as tokenizers,
-        _twin(fast, {**tokenizers, **own_guiders(fast)}, _watch(), stepped) as twin,
+        _twin(call, {**tokenizers, **own_guiders(fast)}, _watch(), stepped) as twin,
     ):
         previews = None if observer is None else StockPreviews(observer)
         if previews is not None:
@@ -200,7 +207,7 @@ def seconds_of_stock(call: PipelineCall, parts: dict[str, Any], turns: int) -> f
     The pipeline's own code runs, on a shallow copy. parts: of the copy, that belong to the call, which is under way.
     """
     fast, watch = call.fast, _watch()
-    clock = TurnClock(turns, execution_device(fast))
+    clock = TurnClock(turns, call.device)
 
     def stepped() -> None:
         watch.look()
@@ -208,12 +215,12 @@ def seconds_of_stock(call: PipelineCall, parts: dict[str, Any], turns: int) -> f
 
     args, kwargs, draws = with_own_draws(call)
     with (
-        _twin(fast, {**parts, **without_progress_bar(fast)}, watch, stepped, interrupts=True) as twin,
+        _twin(call, {**parts, **without_progress_bar(fast)}, watch, stepped, interrupts=True) as twin,
         draws or nullcontext(),
         ExitStack() as timed,
     ):
         loop = type(twin).__call__
-        bound = inspect.signature(loop).bind(twin, *args, **kwargs)
+        bound = signature_of(loop).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(fast))
         if draws is not None:
             twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)

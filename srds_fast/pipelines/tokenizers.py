@@ -22,6 +22,8 @@ from ..caches import Cache
 MOST_ENTRIES = 64
 # of the vocabulary, with its merges
 BYTES_OF_A_TOKEN = 500
+# types of most values; every call asks for some hundred
+_PLAIN = frozenset({type(None), bool, int, float, str})
 # what decides nothing, or is set by every call
 _BESIDE = ("init_inputs", "init_kwargs", "deprecation_warnings")
 # of the Rust object of a fast tokenizer; `padding` and `truncation` are set by every call
@@ -77,12 +79,12 @@ def _held_by(tokenizer: Any) -> Any:
 
 
 def _held(value: Any) -> Any:
+    if isinstance(value, dict | list | tuple) and len(value) <= MOST_ENTRIES:
+        names, values = (list(value), list(value.values())) if isinstance(value, dict) else (None, list(value))
+        types = list(map(type, values))
+        return names, types, values if _PLAIN.issuperset(types) else [_held(each) for each in values]
     if value is None or isinstance(value, bool | int | float | str):
         return type(value), value
-    if isinstance(value, dict | list | tuple) and len(value) <= MOST_ENTRIES:
-        if isinstance(value, dict):
-            return [(key, _held(each)) for key, each in value.items()]
-        return [_held(each) for each in value]
     return _by_identity(value), len(value) if hasattr(value, "__len__") else None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caches import signature_of
 from ..errors import InvalidArgument, shown
 from ..planner.settings import MOST_STEPS
+from ..schedulers.own_loop import copy_scheduler
 from ..schedulers.refusal import refused
 from ..schedulers.sigmas import checked_sigmas, table_of_sigmas
 from ..schedulers.table import NoiseTable
@@ -106,7 +106,7 @@ class Steps:
         """A copy of the scheduler with its timesteps set; None if no scheduler was given."""
         if self.sigmas is not None or isinstance(self.scheduler, NoiseTable):
             return None
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = copy_scheduler(self.scheduler)
         with torch.device("cpu"):  # whatever the default device is
             scheduler.set_timesteps(self.num_inference_steps)
         return scheduler
@@ -129,7 +129,7 @@ class Steps:
     @property
     def step_options(self) -> dict[str, Any]:
         """Arguments of the scheduler's step that a loop of the user would give it."""
-        takes = "use_clipped_model_output" in inspect.signature(self.scheduler.step).parameters
+        takes = "use_clipped_model_output" in signature_of(self.scheduler.step).parameters
         return {"use_clipped_model_output": True} if self.clip_epsilon and takes else {}
 
     def draws(self, noise: NoiseTable, x: Tensor, dtype: torch.dtype, generator: Generators) -> Tensor | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .own_loop import copy_scheduler
 from .reader import Triangles
 from .refusal import refused
 
@@ -27,7 +27,7 @@ def levels_of(scheduler: Any, triangles: Triangles) -> Tensor:
 
 
 def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
-    trial = copy.deepcopy(scheduler)
+    trial = copy_scheduler(scheduler)
     trial.timesteps = trial.timesteps.cpu()
     timesteps = trial.timesteps[: triangles.turns]
     data, noise = (

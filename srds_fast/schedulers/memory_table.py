@@ -8,7 +8,6 @@ next level, whatever a step makes of its history.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .levels import FAR, parametrizations
 from .memory import minimal_memory
-from .own_loop import StepCall
+from .own_loop import StepCall, copy_scheduler
 from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
 from .step_noise import StepNoise
@@ -35,7 +34,7 @@ def table_with_memory(scheduler: Any, call: StepCall, levels: Tensor) -> NoiseTa
 
     Raises UnsupportedScheduler if the steps do not lead from level to level.
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = copy_scheduler(scheduler)
 
     def read_from(start: int) -> Triangles:
         return read(scheduler, call, start).with_one_draw()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caches import signature_of
 from .private_draws import PrivateDraws
 from .refusal import refused
 
@@ -155,7 +156,7 @@ class OwnLoop:
 
     def _fixed(self, generator: Any) -> dict[str, Any]:
         """Options that are the same in every turn."""
-        parameters = inspect.signature(self.scheduler.step).parameters
+        parameters = signature_of(self.scheduler.step).parameters
         options: dict[str, Any] = {}
         if "return_dict" in parameters:
             options["return_dict"] = True  # the output then says which of its parts is x0
@@ -171,7 +172,7 @@ class OwnLoop:
 def _needed(scheduler: Any) -> list[str]:
     """The arguments that a step cannot do without."""
     listed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(scheduler.step).parameters
+    parameters = signature_of(scheduler.step).parameters
     return [name for name, each in parameters.items() if each.default is each.empty and each.kind not in listed]
 
 
@@ -188,9 +189,18 @@ def _steps_once(scheduler: Any, call: StepCall) -> bool:
     return True
 
 
+def copy_scheduler(scheduler: Any) -> Any:
+    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
+    twin, held = object.__new__(type(scheduler)), vars(scheduler).copy()
+    # deepcopy takes ten times as long to copy a tensor
+    tensors = {id(value): value.clone() for value in held.values() if type(value) is Tensor}
+    vars(twin).update(copy.deepcopy(held, {id(scheduler): twin, **tensors}))
+    return twin
+
+
 def fresh_copy(scheduler: Any, start: int = 0, device: torch.device | str = "cpu") -> Any:
     """A copy whose next step is that of timestep `start`, as if it were the first, with its timesteps on a device."""
-    trial = copy.deepcopy(scheduler)
+    trial = copy_scheduler(scheduler)
     trial.timesteps = trial.timesteps.to(device)
     if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
         trial.set_begin_index(start)

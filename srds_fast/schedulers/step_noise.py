@@ -6,7 +6,6 @@ path of its own. Generators are then used draw by draw as in the scheduler's own
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .own_loop import OwnLoop, StepCall
+from .own_loop import OwnLoop, StepCall, copy_scheduler
 from .reader import Triangles
 
 
@@ -30,7 +29,7 @@ class StepNoise:
     @classmethod
     def where_needed(cls, scheduler: Any, call: StepCall, steps: Triangles) -> StepNoise | None:
         """None: the noise is one draw of each step at most, by the generator that it is given. steps: as read."""
-        return None if steps.draws_once else cls(copy.deepcopy(scheduler), call)
+        return None if steps.draws_once else cls(copy_scheduler(scheduler), call)
 
     def begun_at(self, start: int) -> StepNoise:
         """Of a loop that begins later; start: counted from where this one begins."""

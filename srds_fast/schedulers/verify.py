@@ -5,8 +5,6 @@ What a builder does not know, or reading did not see, shows as a difference. The
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -16,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caches import Cache, of_process
+from ..caches import Cache, of_process, signature_of
 from ..errors import InvalidArgument, UnsupportedScheduler, shown
 from ..kernels.common.clamping import Clip, range_of
 from .builders import builder_of, clip_of
-from .own_loop import OwnLoop, StepCall
+from .own_loop import OwnLoop, StepCall, copy_scheduler
 from .private_draws import PrivateDraws, Seeded
 from .read_table import table_by_reading
 from .reader import methods_of, replaced_methods, state_key
@@ -123,12 +121,12 @@ def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
 
 
 def takes_eta(scheduler: Any) -> bool:
-    return "eta" in inspect.signature(scheduler.step).parameters
+    return "eta" in signature_of(scheduler.step).parameters
 
 
 def trial_table(scheduler: Any, eta: float | None) -> NoiseTable | None:
     """The table of ten steps of a copy of this scheduler; None if it cannot set them without further arguments."""
-    trial = copy.deepcopy(scheduler)
+    trial = copy_scheduler(scheduler)
     steps = min(10, int(trial.config.get("num_train_timesteps", 10)))
     # dynamic shifting needs a number that depends on the image; any one shows what its steps are
     shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting", False) else {}
@@ -142,7 +140,7 @@ def trial_table(scheduler: Any, eta: float | None) -> NoiseTable | None:
 
 def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
     """Compare every step of a loop with the scheduler's own; each must draw noise where the table says."""
-    options, taken = dict[str, Any](), inspect.signature(scheduler.step).parameters
+    options, taken = dict[str, Any](), signature_of(scheduler.step).parameters
     if "use_clipped_model_output" in taken and builder_of(scheduler) is not None:
         options["use_clipped_model_output"] = table.clip_epsilon
     trusted = _is_of_diffusers(scheduler)

@@ -254,3 +254,40 @@ def test_a_progress_bar_of_the_users_is_told_of_every_step(method: str) -> None:
     assert not ours.told
     latents(fast, prompt="a cat")
     assert ours.told == stock.told == [9, *[1] * 9, "end"]
+
+
+def test_a_class_that_finds_its_device_itself_is_asked_for_it() -> None:
+    """Of other classes a call finds the device once, and tells its copy of the pipeline."""
+    asked: list[Any] = []
+
+    pipe = tiny.stable_diffusion()
+
+    class Asked(StableDiffusionPipeline):
+        @property
+        def _execution_device(self) -> torch.device:
+            asked.append(self)
+            return torch.device("cpu")
+
+    own = Asked(**pipe.components, requires_safety_checker=False)
+    own.set_progress_bar_config(disable=True)
+    found = latents(srds_fast.compile(own, method="sequential"), prompt="a cat", num_inference_steps=3)
+    assert asked
+    assert torch.equal(
+        found, latents(srds_fast.compile(pipe, method="sequential"), prompt="a cat", num_inference_steps=3)
+    )
+
+
+def test_the_copy_for_a_call_passes_for_its_class() -> None:
+    seen, pipe = list[type](), tiny.stable_diffusion()
+
+    class Told(StableDiffusionPipeline):
+        def prepare_extra_step_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(type(self))
+            return super().prepare_extra_step_kwargs(*args, **kwargs)
+
+    own = Told(**pipe.components, requires_safety_checker=False)
+    own.set_progress_bar_config(disable=True)
+    latents(srds_fast.compile(own, method="sequential"), prompt="a cat", num_inference_steps=3)
+    assert [(cls.__name__, cls.__qualname__, cls.__module__, issubclass(cls, Told)) for cls in seen] == [
+        (Told.__name__, Told.__qualname__, Told.__module__, True)
+    ]

@@ -14,6 +14,7 @@ import torch
 import srds_fast
 from bench.workloads.classes import CASES
 from srds_fast.engine.cancellation import Watch
+from srds_fast.pipelines.state import PipelineCall
 from srds_fast.pipelines.stock import _twin
 from srds_fast.planner.exploration import STOCK
 
@@ -127,7 +128,7 @@ def test_the_copy_that_a_stock_loop_runs_on_needs_no_collector(sd: Any) -> None:
     gc.disable()
     try:
         nobody = Watch((), None)
-        with _twin(fast, {}, nobody, lambda: steps.append(1), interrupts=False) as twin:
+        with _twin(PipelineCall(fast, (), {}, {}), {}, nobody, lambda: steps.append(1), interrupts=False) as twin:
             scheduler = weakref.ref(twin.scheduler)
             twin.scheduler.set_timesteps(2)
             twin.scheduler.step(x, twin.scheduler.timesteps[0], x)

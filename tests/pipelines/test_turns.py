@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -541,3 +542,26 @@ def test_what_is_known_of_a_loop_is_seen_not_to_be_true_of_another_mask() -> Non
         reasons.append(fast.report.fallback_reason)
     assert [reason is None for reason in reasons] == [True, False, True, True]
     assert "than in earlier calls" in reasons[1]
+
+
+@pytest.mark.parametrize("method", ["sequential", "srds"])
+def test_what_reads_the_scheduler_is_no_time_of_the_run(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner compares the seconds of runs: a first call, which steps the scheduler to read it, is like the others.
+
+    The clock goes on by a second whenever a scheduler steps, and at no other time.
+    """
+    now = [0.0]
+
+    class Slow(DDIMScheduler):
+        @functools.wraps(DDIMScheduler.step)  # loops look at its signature
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            now[0] += 1.0
+            return super().step(*args, **kwargs)
+
+    fast = srds_fast.compile(tiny.stable_diffusion(Slow(**tiny.SD_BETAS)), method=method)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    latents(fast, prompt="a cat")
+    assert fast.report.seconds == 0.0
+    assert fast.report.rehearsal_seconds >= fast.report.num_inference_steps
+    latents(fast, prompt="a cat")
+    assert (fast.report.seconds, fast.report.rehearsal_seconds) == (0.0, 0.0)

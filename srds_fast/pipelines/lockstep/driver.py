@@ -166,11 +166,12 @@ class Driver:
         steps = len(samples.timesteps)
         x, m = first.x, first.m
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
-        self._called = ModuleState(changed)
-        table, generator = self._to_begin = scheduler.table(options), options.get("generator")
-        self._begun = None
-        refuse_other_shapes(m, x, learned=table.learned is not None)
-        scheduler.keep_snapshots(samples.start, steps, table.call, x, m)
+        with self._timed():
+            self._called = ModuleState(changed)
+            table, generator = self._to_begin = scheduler.table(options), options.get("generator")
+            self._begun = None
+            refuse_other_shapes(m, x, learned=table.learned is not None)
+            scheduler.keep_snapshots(samples.start, steps, table.call, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
         self._rehearsal = Rehearsal(self._turns, self._passes, x, m.shape, self._settings.generators)
         if steps > 1:
@@ -320,7 +321,8 @@ class Driver:
         kind = kind_of_check(network), merged, self._in_order
         checked = compared.get(kind)
         if checked is None:
-            undo = ModuleState(network.modules, self._settings.generators)
+            with self._timed():
+                undo = ModuleState(network.modules, self._settings.generators)
             try:
                 with self._draws_of_checks():
                     found = yield from verified(network, self._passes, first, merged=merged, in_order=self._in_order)

@@ -30,13 +30,14 @@ from ...engine.merging.rule import Call
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
+from ...schedulers.own_loop import copy_scheduler
 from ...telemetry.report import Report
 from ..networks import training
 from .call_session import CallSession, CallSettings
 from .driver import Driver
 from .joint import JointSteps
 from .placeholders import Placeholders
-from .proxies import SchedulerProxy, copy_scheduler
+from .proxies import SchedulerProxy
 from .turns import LoopTurns, refused
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...caches import signature_of
 from ...engine.merging.rule import Call
 from ...errors import InvalidArgument, SrdsFastError
 from ...kernels.common.clamping import Threshold
@@ -51,7 +51,7 @@ class SchedulerProxy:
 
     def __init__(self, inner: Any, lockstep: Any) -> None:
         vars(self).update(inner=inner, companions=[], number=0, _lockstep=lockstep, _snapshots=None)
-        parameters = inspect.signature(inner.step).parameters
+        parameters = signature_of(inner.step).parameters
         vars(self)["_defaults"] = {name: each.default for name, each in parameters.items()}
         # pipelines inspect its signature to see which options the scheduler takes
         vars(self)["step"] = functools.update_wrapper(functools.partial(self._step), inner.step)
@@ -335,13 +335,6 @@ class _Shown:
             for entry in entries:
                 yield entry
                 bar.update()
-
-
-def copy_scheduler(scheduler: Any) -> Any:
-    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
-    twin = object.__new__(type(scheduler))
-    twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
-    return twin
 
 
 def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any]) -> Any:

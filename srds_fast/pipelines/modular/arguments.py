@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
+
+from ...caches import signature_of
 
 
 def is_modular(pipe: Any) -> bool:
@@ -17,7 +18,7 @@ def bind_modular(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
     TypeError: the arguments do not fit the signature of a modular pipeline.
     """
-    call = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
+    call = signature_of(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
     state = call.get("state")
     arguments: dict[str, Any] = dict(call.get("kwargs", {}))
     return arguments if state is None else state.values | arguments

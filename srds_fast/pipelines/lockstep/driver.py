@@ -224,9 +224,7 @@ class Driver:
             yield from self._passes.turn(Turn(step, samples.state_after(step).to(self._scheduler.dtype)))
             raise
         except NetworkChanged as why:
-            assert samples.session is not None
-            self._leave_waves(why)
-            return (yield from self._waves(samples.session, samples.wave))
+            return (yield from self._waves(self._leave_waves(why), samples.wave))
         return (yield from self._last_turn(copies))
 
     def rest(self) -> Script:
@@ -285,8 +283,8 @@ class Driver:
         if (callback := self._samples.callback) is not None:
             # it is told at the end of a turn: after this one, of two steps
             yield from self._passes.turn(Turn(0, self._rehearsal.probe(0)))
-            if (reason := callback.why_turns()) is not None:
-                self.reason = reason
+            self.reason = callback.why_turns()
+            if self.reason is not None:
                 return None
         network = recorded(self._samples, inferred, turns, noise, inputs)
         reason = yield from self._compared(network, first)
@@ -426,7 +424,7 @@ class Driver:
                 self._leave_waves(why)
         return (yield from self._last_turn())
 
-    def _leave_waves(self, why: NetworkChanged) -> None:
+    def _leave_waves(self, why: NetworkChanged) -> Session:
         """Go on with the steps, one after another: from the first one, or after those that a callback was told of."""
         samples = self._samples
         assert samples.session is not None
@@ -439,6 +437,7 @@ class Driver:
             samples.session.fall_back(f"{why}, after step {samples.told - 1}")
             samples.go_on_from(samples.told - 1, samples.state_after(samples.told - 1), str(why))
         samples.wave = samples.session.next(None)
+        return samples.session
 
     def _last_turn(self, copies: int = 1) -> Script:
         """What the loop does after its last step, on the samples. copies: of these that it keeps."""

@@ -321,12 +321,14 @@ def _run_call(
             raise
         finally:
             lockstep.close()
-            if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
-                state.explorations[kind] = lockstep.session.exploration
+            found = None if lockstep.session is None else lockstep.session.exploration
+            # an entry is measured when it is written, which takes as long as a step of a small network
+            if kind is not None and found is not None and state.explorations.get(kind) is not found:
+                state.explorations[kind] = found
             report = lockstep.report(made.reasons) or without_steps
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
-            state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
+            state.last.exploration = found
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
     lockstep.driver.restore_networks()
     if kind is not None and lockstep.driver.refused:

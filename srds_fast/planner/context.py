@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
 
 from .._version import __version__
-from ..caches import cached
+from ..caches import Cache, cached, of_process
 from ..errors import PlanMismatch
 from ..schedulers.table import NoiseTable
 from ..words import counted
@@ -54,10 +56,36 @@ def context_of(
     name = f"{device.type}, {counted(threads, 'thread')}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    parameters = [[(name, tuple(p.shape), str(p.dtype)) for name, p in each.named_parameters()] for each in networks]
-    digests = [_digest((type(each).__name__, of)) for each, of in zip(networks, parameters, strict=True)]
+    digests = map(_digest_of_network, networks)
     call = None if conditions is None else _digest(conditions)
     return Context(name, torch.__version__, __version__, "-".join(digests) or None, _digest_of_steps(noise), call)
+
+
+_digests: Cache[tuple[list[Any], str]] = of_process("digests of networks")
+
+
+def _digest_of_network(network: nn.Module) -> str:
+    """Of its class, and of the names, shapes and dtypes of its parameters."""
+    # every call asks, and to name the parameters takes as long as a step of a small network
+    held, key = _held_by(network), weakref.ref(network)
+    known = _digests.get(key)
+    if known is None or known[0] != held:
+        named = [(name, tuple(each.shape), str(each.dtype)) for name, each in network.named_parameters()]
+        known = _digests[key] = held, _digest((type(network).__name__, named))
+    return known[1]
+
+
+def _held_by(network: nn.Module) -> list[Any]:
+    """What the digest is made of, without putting the names together."""
+    found: list[Any] = []
+    left: list[nn.Module | None] = [network]
+    while left:
+        if (module := left.pop()) is not None:
+            parameters, modules = module.__dict__["_parameters"], module.__dict__["_modules"]
+            found += (*parameters, *modules)
+            found += [(id(each), each.shape, each.dtype) for each in parameters.values() if each is not None]
+            left += modules.values()
+    return found
 
 
 @cached

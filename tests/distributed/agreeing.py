@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from failing import Failing
 from ranked import STEPS, apart, check, ended, latents, noise, pipeline, rank, sampled
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from unseeded import DrawsInItsLoop
 from unseeded import unseeded as without_generator
 
@@ -23,6 +24,7 @@ from srds_fast.engine.distributed.call import sharing
 from srds_fast.engine.distributed.ranks import ranks_of
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
+from srds_fast.schedulers.private_draws import PrivateDraws
 
 
 @check
@@ -38,6 +40,32 @@ def unseeded() -> Any:
     torch.manual_seed(7)
     stock = latents(pipe, call, None)
     return [different.flatten()[:8].tolist(), apart(alike, stock), bool(after == torch.randn(1))]
+
+
+@check
+def draws_around_networks() -> Any:
+    """Whether the last network call of each kind of call is made as without contexts for draws."""
+    pipe, call = pipeline("stable_diffusion")
+    under: list[bool] = []
+
+    def look(*_: Any) -> None:
+        under.append(any(isinstance(each, PrivateDraws) for each in _get_current_function_mode_stack()))
+
+    found = {}
+    handle = pipe.unet.register_forward_pre_hook(look)
+    try:
+        for path, how in {"takeover": {}, "drive": {"callback_on_step_end": lambda *_: {}}}.items():
+            fast = srds_fast.compile(pipe, method="srds", parallel="auto")
+            with torch.random.fork_rng():
+                torch.manual_seed(100 + rank())
+                before = torch.get_rng_state()
+                latents(fast, {**call, **how}, seed=None)
+                stays = torch.equal(torch.get_rng_state(), before)
+            found[path] = [fast.report.path, under[-1], stays or rank() == 0]
+            under.clear()
+    finally:
+        handle.remove()
+    return found
 
 
 @check

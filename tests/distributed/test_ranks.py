@@ -105,6 +105,14 @@ def test_unseeded_ranks_draw_what_rank_0_draws(found: Found) -> None:
         assert same_state
 
 
+def test_networks_are_called_on_every_rank_as_without_draws_of_rank_0(found: Found) -> None:
+    for of_rank in found:
+        for path, (ran, under, stays) in of_rank["draws_around_networks"].items():
+            assert ran == path
+            assert not under, "torch asks such a context about every function: the rank would be slower than rank 0"
+            assert stays, "the global generator of a rank that would draw otherwise stays where it is"
+
+
 def test_a_loop_that_draws_draws_what_rank_0_draws_and_goes_on_as_stock_does(found: Found) -> None:
     for of_rank in found:
         (apart, _, ranks), alike = of_rank["unseeded_loops"]

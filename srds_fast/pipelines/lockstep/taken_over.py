@@ -14,9 +14,11 @@ from ...sampling.recorded.calls import tensors_of, with_tensors
 from ...sampling.recorded.roles import Inferred
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
+from ...schedulers.private_draws import paused
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ..network_checks import parts_that_decide
+from ..networks import training
 from ..takeover.calls import bound
 from ..takeover.network import RecordedNetwork, solver_inputs
 from .call_session import CallSession
@@ -66,5 +68,7 @@ def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
                     run.engine.reason = CHANGED
                 raise why if why.by_hook else StartAgain(str(why))
 
-    session.complete(advance)
+    # a function that a mode is asked about takes microseconds more, and all ranks wait for the slowest
+    with paused(None if training(samples.settings.networks) else samples.settings.draws_of_first):
+        session.complete(advance)
     telemetry.phase("decode")

@@ -24,7 +24,7 @@ from bench.pictures import scaling_picture
 from srds_fast.cli.output import seconds_of, show_table
 from srds_fast.solvers.registry import AUTO
 
-from .models import LINKS, NETWORKS, Link, Network, host, link_of, measured
+from .models import LINKS, NETWORKS, Link, Network, Outside, host, link_of, measured
 from .predict import candidates, seconds, ways
 
 DEVICES = tuple(range(1, 17))
@@ -42,14 +42,11 @@ def predictions(network: Network, link: Link, steps: int) -> tuple[list[Row], li
             "setting": way.setting,
             "waves": len(way.widths),
             "rows": sum(way.widths),
-            "predicted_seconds": [seconds(way.widths, network, devices, link.seconds) for devices in DEVICES],
+            "predicted_seconds": [seconds(way, network, devices, link.seconds) for devices in DEVICES],
         }
         for way in found
     ]
-    best = [
-        min((seconds(each.widths, network, each.sharing(g), link.seconds), each.name) for each in candidates(steps, g))
-        for g in DEVICES
-    ]
+    best = [min((seconds(each, network, g, link.seconds), each.name) for each in candidates(steps, g)) for g in DEVICES]
     names = list(dict.fromkeys(best[g - 1][1] for g in SHOWN))
     fastest = {"method": AUTO, "setting": "; ".join(names), "waves": None, "rows": None}
     return [*rows, {**fastest, "predicted_seconds": [each for each, _ in best]}], left_out
@@ -89,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     exchange = exchange if options.exchange is None else options.exchange
     wave = wave if options.wave is None else options.wave
     link = replace(LINKS[options.link], host=exchange)
-    pairs = [(replace(NETWORKS[name], outside=wave), link) for name in options.networks]
+    pairs = [(replace(NETWORKS[name], outside=Outside(wave)), link) for name in options.networks]
     if options.measured is not None:
         pairs = [(measured(each), link_of(each)) for each in options.measured["networks"].values()]
         link = pairs[0][1]

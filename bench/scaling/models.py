@@ -6,12 +6,25 @@ Every figure has its source. None was measured on several GPUs by this package.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srds_fast.planner.cost_curve import CostCurve
+
+
+class Outside(NamedTuple):
+    """Seconds that each wave of a run takes outside the network and the gather, and each of its rows."""
+
+    of_a_wave: float = 0.0
+    of_a_row: float = 0.0
+
+    def seconds(self, widths: Sequence[int]) -> float:
+        return self.of_a_wave * len(widths) + self.of_a_row * sum(widths)
+
+
+NOTHING = Outside()
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,8 @@ class Network:
         curve: seconds of a call on one device by units, the entries of its batch; the `rows` of the curve are units.
         units: of a row: 2 under classifier-free guidance.
         unit_bytes: of the output of one unit.
-        outside, outside_of_a_row: seconds that each wave takes outside the network, and each of its rows.
+        outside: what runs take outside the network and the gather; by_method: of some methods, by name.
+        waiting: seconds that a device waits for the slowest one, where several evaluate a part of a wave.
         source: of the curve, and what is assumed beyond it.
     """
 
@@ -31,8 +45,9 @@ class Network:
     units: int
     unit_bytes: int
     source: str
-    outside: float = 0.0
-    outside_of_a_row: float = 0.0
+    outside: Outside = NOTHING
+    by_method: Mapping[str, Outside] = field(default_factory=dict)
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,22 +130,32 @@ NETWORKS = {
 }
 
 
-def measured(each: dict[str, Any], *, alone: bool = False) -> Network:
-    """A network that `bench.scaling.real` has measured, of its JSON. alone: while no other process was at work."""
-    curve = CostCurve(tuple(each["units"]), tuple(each["seconds_alone" if alone else "seconds"]))
-    title = f"{each['name']}, one CPU thread a device"
-    at_work = "one process" if alone else "two processes"
-    source = f"measured by bench.scaling.real, with {at_work} at work; beyond the widest: in proportion"
-    outside = each["outside"], each["outside_of_a_row"]
-    return Network(title, curve, each["units_of_a_row"], each["unit_bytes"], source, *outside)
+# what a process does alone, and what two do together
+ALONE, RANKS = "one thread", "two processes"
+
+
+def measured(each: dict[str, Any], how: str = RANKS) -> Network:
+    """A network that `bench.scaling.real` has measured, of its JSON. how: ALONE or RANKS."""
+    costs = each[how]
+    return Network(
+        f"{each['name']}, one CPU thread a device",
+        CostCurve(tuple(costs["units"]), tuple(costs["seconds"])),
+        each["units_of_a_row"],
+        each["unit_bytes"],
+        f"measured by bench.scaling.real, in loops of {how}; beyond the widest call: in proportion",
+        Outside(*costs["host"]),
+        {method: Outside(*each) for method, each in costs["host_by_method"].items()},
+        costs["waiting"],
+    )
 
 
 def link_of(each: dict[str, Any]) -> Link:
-    """The gather between two processes, as `bench.scaling.real` has measured it behind calls of a network."""
+    """The gather between two processes, as `bench.scaling.real` has measured it in loops."""
+    costs = each[RANKS]
     title = "gloo between processes of one CPU"
-    source = "measured by bench.scaling.real, behind calls of the network; header and waiting included"
-    bandwidth = 1 / max(1e-15, each["gather_seconds_of_a_byte"])
-    return Link(title, 0.0, each["gather_latency"], bandwidth, source)
+    source = "measured by bench.scaling.real, in loops; header included"
+    bandwidth = 1 / max(1e-15, costs["gather_seconds_of_a_byte"])
+    return Link(title, 0.0, costs["gather_latency"], bandwidth, source)
 
 
 Gather = Callable[[int, int], float]

@@ -1,12 +1,13 @@
 """Predicted seconds of a call on G devices: the waves of the product's own programs, priced by its own formula.
 
-A wave costs c(ceil(units / G)) and a gather, as the planner prices it where ranks share the rows.
+A wave costs c(ceil(units / G)) and a gather, as the planner prices it where ranks share the rows, the wait for the
+slowest of several devices, and what the host does outside all of these.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,10 +91,14 @@ def candidates(steps: int, devices: int) -> Iterator[Way]:
         yield Way(plan.short(), "", plan, expected[len(expected) // 2])
 
 
-def seconds(widths: Sequence[int], network: Network, devices: int, gather: Gather) -> float:
-    """Predicted seconds of waves of so many rows."""
-    curve = network.curve.shared(
-        devices, network.units, lambda units: gather(devices, units * network.unit_bytes), max(widths)
-    )
-    outside = network.outside * len(widths) + network.outside_of_a_row * sum(widths)
-    return sum(curve(width) for width in widths) + outside
+def seconds(way: Way, network: Network, devices: int, gather: Gather) -> float:
+    """Predicted seconds of a run."""
+    widths, sharing = way.widths, way.sharing(devices)
+
+    def beside(units: int) -> float:
+        waiting = network.waiting if min(units, sharing) > 1 else 0.0
+        return gather(sharing, units * network.unit_bytes) + waiting
+
+    curve = network.curve.shared(sharing, network.units, beside, max(widths))
+    outside = network.by_method.get(way.plan.method, network.outside)
+    return sum(map(curve, widths)) + outside.seconds(widths)

@@ -1,7 +1,14 @@
-"""What the simulator is given of a network and of a gather, measured by the processes that are timed, in turn.
+"""What the simulator is given of a network, a gather and the host, measured in place: as a loop spends it.
 
-A machine changes its speed from minute to minute. So every round of timed calls also measures the costs that predict
-them once more. A cost is a mean over a few calls in a row, as a loop takes the sum of its calls, and then a median over
+A wave is a network call, a gather, and what the host does before the next wave. Each takes longer between the others
+than in a row of its own kind. So they are measured in turn, by all processes at the same time: a network call of one of
+many widths with its gather, and behind it the host's part of a wave of one of the methods, whose core is given zeros.
+Calls and cores do not belong together, and no run is timed that is to be predicted. The widths come in ascending order,
+as neighbours in a loop are alike: where waves for one process and waves for all come in turn, processes that wake up
+are put on a core that is taken.
+
+A machine changes its speed from minute to minute. So every round of timed runs also measures the costs that predict
+them once more. A cost is a mean over the calls of a round, as a loop takes the sum of its calls, and then a median over
 the rounds.
 """
 
@@ -9,126 +16,129 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from bench.speed.timing import timed
 from srds_fast.engine.costs import wave_of
 from srds_fast.engine.distributed import call as distributed
 from srds_fast.engine.distributed.ranks import Ranks
-from srds_fast.engine.eager import Evaluator
-from srds_fast.kernels.wave_update import NetworkInput
-from srds_fast.planner.search import Pricing
+from srds_fast.engine.run import Run
 from srds_fast.solvers.fixed_point.program import of_widths
-from srds_fast.solvers.program import Program
 
 from .predict import Way
+from .subjects import Parts
 
-UNITS = (1, 2, 4, 8, 16, 32, 64)
-# rows of the waves that show what a gather adds to a call
-SHARED = (1, 2, 4, 16)
-# in a row: of one unit, and at least
-CALLS, FEWEST_CALLS = 32, 4
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Network calls of a kind. evaluator: as in a session; steps: N; x: [1, ...]; units: of a row."""
-
-    evaluator: Callable[[Program], Evaluator]
-    steps: int
-    x: Tensor
-    network: NetworkInput
-    units: int
-
-    def call(self, rows: int) -> Call:
-        """A function that makes one call of so many rows."""
-        program = of_widths(self.steps, (rows,))
-        evaluate, wave = self.evaluator(program), wave_of(program, 0, self.x, self.network)
-        return lambda: evaluate(wave)
+# of the process that evaluates most of a wave
+UNITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+# calls of a round: of one unit, and at least
+CALLS, FEWEST_CALLS = 32, 2
+Times = dict[int, list[float]]
 
 
 @dataclass(frozen=True)
-class Probes:
-    """Costs of one subject, round by round.
+class Costs:
+    """Costs of one kind of waves: means of each round. size: processes that share a wave.
 
-    single: its calls, a row of one unit; whole: as they are shared. ways: its runs. alone, beside: seconds of a call by
-    one process, by units, while the other one waits, and while it does the same. gather: what a call by both takes
-    longer, by rows. outside: seconds between the calls of a run, by way.
+    network: seconds of a call by units of the process that evaluates most; gather: what the wave takes beyond it, by
+    rows; host: seconds of all waves of a run outside network and gather, by way.
     """
 
-    single: Rows
-    whole: Rows
+    parts: Mapping[int, Parts]  # by steps
     ways: Sequence[Way]
-    alone: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    beside: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    gather: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    outside: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    size: int
+    network: Times = field(default_factory=lambda: defaultdict(list))
+    gather: Times = field(default_factory=lambda: defaultdict(list))
+    host: Times = field(default_factory=lambda: defaultdict(list))
 
-    def measure(self, ranks: Ranks, pricing: Sequence[Pricing], *, kept: bool) -> None:
-        """One more round, on both processes. pricing: of each way; kept: False warms up."""
-        calls = {units: self.single.call(units) for units in UNITS}
-        dist.barrier()
-        if dist.get_rank() == 0:
-            _time(calls, self.alone)
-        dist.barrier()
-        _time(calls, self.beside)
-        for rows in SHARED:
-            busiest = -(-rows * self.whole.units // ranks.size)
-            own, call = self.single.call(busiest), self.whole.call(rows)
-            dist.barrier()
-            by_itself = _seconds(own, busiest)
-            dist.barrier()
-            with distributed.sharing(ranks):
-                self.gather[rows].append(_seconds(call, busiest) - by_itself)
-        for number, (way, costs) in enumerate(zip(self.ways, pricing, strict=True)):
-            dist.barrier()
-            self.outside[number].append(costs.measure_overhead(way.plan))
-        if not kept:
-            for each in (self.alone, self.beside, self.gather, self.outside):
-                each.clear()
+    @torch.no_grad()
+    def measure(self) -> None:
+        """One more round, on all processes that share waves."""
+        of, shared = self.parts[self.ways[0].steps], distributed.dividing()
+        widths = sorted({1, *(max(1, units * self.size // of.units) for units in UNITS)})
+        program = of_widths(of.noise.num_steps, widths)
+        evaluate = of.evaluator(program)
+        waves = [wave_of(program, each, of.state, of.inputs.network) for each in range(len(widths))]
+        busiest = [-(-rows * of.units // self.size) for rows in widths]
+        turns = [each for each, units in enumerate(busiest) for _ in range(max(FEWEST_CALLS, CALLS // units))]
+        turns *= 1 + sum(len(way.widths) for way in self.ways) // len(turns)  # more than the host's waves
+        network, gather = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+        for each in waves:
+            evaluate(each)
+        host = self._host()
+        for each in turns:
+            before = shared.work if shared is not None else distributed.NOTHING_DONE
+            seconds, _ = timed(lambda: evaluate(waves[each]))  # noqa: B023
+            others = 0.0 if shared is None else shared.work.since(before).seconds
+            network[busiest[each]].append(seconds - others)
+            gather[widths[each]].append(others)
+            next(host, None)
+        for found, kept in ((network, self.network), (gather, self.gather)):
+            for key, times in found.items():
+                kept[key].append(statistics.mean(times))
+
+    def _host(self) -> Iterator[None]:
+        """Make the host's part of all waves, one a turn."""
+        for number, way in enumerate(self.ways):
+            of = self.parts[way.steps]
+            seconds, run = timed(lambda: Run(way.plan, of.state, of.noise, of.inputs.unseen()))  # noqa: B023
+            run.watch, output = None, None  # no network is called
+            while True:
+                of_wave, wave = timed(lambda: run.next(output))  # noqa: B023
+                seconds += of_wave
+                if wave is None:
+                    break
+                output = wave.x.new_zeros(of.inputs.branches * len(wave.positions), *wave.x.shape[1:])
+                yield
+            self.host[number].append(seconds)
+
+    def clear(self) -> None:
+        for each in (self.network, self.gather, self.host):
+            each.clear()
 
     def document(self, unit_bytes: int) -> dict[str, Any]:
         """As `models.measured` and `models.link_of` read it. unit_bytes: of the output of a unit."""
-        gather = {rows: statistics.median(each) for rows, each in self.gather.items()}
-        # half of the outputs come in from the other process
-        received = unit_bytes * self.whole.units / 2
-        latency, of_byte = fitted([(1, rows * received, seconds) for rows, seconds in gather.items()])
-        widths = [self.ways[number].widths for number in self.outside]
-        between = map(statistics.median, self.outside.values())
-        of_wave, of_row = fitted(
-            [(len(each), sum(each), seconds) for each, seconds in zip(widths, between, strict=True)]
-        )
+        units, of = sorted(self.network), self.parts[self.ways[0].steps]
+        gather = {rows: statistics.median(self.gather[rows]) for rows in sorted(self.gather)}
+        alone, several = ([rows for rows in gather if (rows * of.units > 1) == wanted] for wanted in (False, True))
+        received = unit_bytes * of.units * (self.size - 1) / self.size  # of a row; the rest is a device's own
+        latency, of_byte = fitted([(1, rows * received, gather[rows]) for rows in several])
+        # none waits for one that evaluates alone
+        waiting = max([0.0, *(latency - gather[rows] for rows in alone)])
+        of_runs = (statistics.median(self.host[number]) for number in range(len(self.ways)))
+        host = [(way.plan.method, way.widths, seconds) for way, seconds in zip(self.ways, of_runs, strict=True)]
+        methods = dict.fromkeys(method for method, _, _ in host)
+
+        def fit(wanted: Collection[str]) -> tuple[float, float]:
+            return fitted([(len(each), sum(each), seconds) for method, each, seconds in host if method in wanted])
+
         return {
-            "units": list(UNITS),
-            "seconds": [statistics.median(self.beside[units]) for units in UNITS],
-            "seconds_alone": [statistics.median(self.alone[units]) for units in UNITS],
-            "gather_latency": latency,
+            "units": units,
+            "seconds": [statistics.median(self.network[each]) for each in units],
+            "gather_latency": latency - waiting,
+            "waiting": waiting,
             "gather_seconds_of_a_byte": of_byte,
             "gather_by_rows": gather,
-            "outside": of_wave,
-            "outside_of_a_row": of_row,
+            "host": fit(methods),
+            "host_by_method": {method: fit({method}) for method in methods},
         }
 
 
-@torch.no_grad()
-def _seconds(call: Call, units: int) -> float:
-    """Of a call of so many units, the mean."""
-    call()
-    times = max(FEWEST_CALLS, CALLS // units)
-    whole, _ = timed(lambda: [call() for _ in range(times)])
-    return whole / times
-
-
-def _time(calls: dict[int, Call], found: dict[int, list[float]]) -> None:
-    for units, call in calls.items():
-        found[units].append(_seconds(call, units))
+def measure(alone: Costs, together: Costs, ranks: Ranks, *, kept: bool) -> None:
+    """One more round: rank 0 by itself, while the others wait; then all of them together. kept: False warms up."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        alone.measure()
+    dist.barrier()
+    with distributed.sharing(ranks):
+        together.measure()
+    if not kept:
+        alone.clear()
+        together.clear()
 
 
 def fitted(found: Sequence[tuple[float, float, float]]) -> tuple[float, float]:

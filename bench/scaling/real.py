@@ -8,161 +8,44 @@ sample, and the idle process waits without computing. Ratios are medians over th
 
 Every run takes the waves that `bench.scaling` has of its method. Predicted are the seconds of the loop, in two ways,
 from costs that the same processes have measured: by the planner, before the first call, from calls that both made
-together; and by the simulator, in every round, from calls that each made by itself while the other did too, what a
-call by both takes longer, and what the host does between network calls, see `bench.scaling.probes`. "error" is
-predicted over measured seconds, less 1.
+together; and by the simulator, in every round, from what network calls, gathers and the host take in a loop that makes
+none of these runs, see `bench.scaling.probes`. "error" is predicted over measured seconds, less 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from diffusers import DDIMScheduler
 
-import srds_fast
-from bench.command import parser, revision, write
+from bench.command import parser
 from bench.speed.host_time import Case
 from bench.speed.timing import timed
-from bench.workloads.pipelines import random
-from bench.workloads.problems import Problem
-from bench.workloads.samplers import SAMPLES, digits
-from srds_fast import Report, zoo
 from srds_fast.cli.output import show_table
-from srds_fast.engine.costs import Costs, price
 from srds_fast.engine.distributed import call as distributed
 from srds_fast.engine.distributed.ranks import Doing, Header, Ranks, ranks_of
-from srds_fast.kernels.wave_update import NetworkInput
-from srds_fast.pipelines.dry_run import planned
 from srds_fast.planner.choose import fixed_at
-from srds_fast.planner.plan import Plan
 from srds_fast.planner.search import Pricing
-from srds_fast.sampling.rows import RowDenoiser
-from srds_fast.sampling.session import Session
-from srds_fast.schedulers.table import NoiseTable
-from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.contract import SolverInputs
-from srds_fast.solvers.program import Program
 
-from .models import link_of, measured
+from .models import ALONE, RANKS, link_of, measured
 from .predict import Way, seconds, ways
-from .probes import Probes, Rows
+from .probes import Costs, measure
+from .processes import spawned
+from .subjects import SUBJECTS, Subject
 
 STEPS = (50, 100)
 # one process of one thread, the same of two threads, two processes of one thread
-ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
+THREADS = "two threads"
 HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
 # of `host_time`: a pipeline whose network takes no time
 WAVES_OF = "SDXL DDIM"
 EXCHANGES = 200
 METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself")
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is sampled.
-
-    Attributes:
-        call: (way, parallel, sample) -> report of one call.
-        pricing: (steps, parallel) -> the planner's costs of such calls.
-        whole, single: steps -> its network calls, and the same with one unit a row.
-        unit_bytes: of the output of one.
-    """
-
-    call: Callable[[Way, Any, int], Report]
-    pricing: Callable[[int, Any], Pricing]
-    whole: Callable[[int], Rows]
-    single: Callable[[int], Rows]
-    unit_bytes: int
-
-
-def digits_under_guidance() -> Subject:
-    """The bundled pipeline: two guidance branches a row."""
-    workload = digits()
-
-    @cache
-    def compiled(plan: Plan, parallel: Any) -> Any:
-        return srds_fast.compile(workload.pipe, plan=plan, parallel=parallel)
-
-    def call(way: Way, parallel: Any, sample: int) -> Report:
-        fast = compiled(way.plan, parallel)
-        fast(**workload.arguments(way.plan.num_inference_steps, sample))
-        report: Report = fast.report
-        return report
-
-    def session(steps: int, parallel: Any, **changed: Any) -> Session:
-        fast = srds_fast.compile(workload.pipe, explore=0.0, parallel=parallel)
-        return planned(fast, (), {**workload.arguments(steps), **changed})
-
-    def rows(units: int, **changed: Any) -> Callable[[int], Rows]:
-        def make(steps: int) -> Rows:
-            found = session(steps, None, **changed)
-            assert found.network is not None
-            return Rows(found.network.evaluator, steps, found.state, found.inputs.network, units)
-
-        return make
-
-    def pricing(steps: int, parallel: Any) -> Pricing:
-        return session(steps, parallel).price()
-
-    return Subject(call, pricing, rows(2), rows(1, guidance_scale=1.0), 4 * 8 * 8 * 4)
-
-
-def policy() -> Subject:
-    """The bundled robot policy, without guidance."""
-    found = zoo.load("policy")
-    config = found.config
-    x = random((SAMPLES, config.horizon, config.action_dim))
-    cond = {"observation": random((SAMPLES, config.n_obs_steps, config.state_dim), seed=1)}
-    problem = Problem("policy", found.denoiser, x, cond, DDIMScheduler.from_config(found.noise_scheduler.config))
-    return of_problem(problem, config.horizon * config.action_dim * 4)
-
-
-def of_problem(problem: Problem, unit_bytes: int) -> Subject:
-    """A denoiser without guidance: a row is one unit, whose output has so many bytes."""
-
-    def call(way: Way, parallel: Any, sample: int) -> Report:
-        steps = way.plan.num_inference_steps
-        return problem.one(sample % len(problem.x)).sampled(steps, plan=way.plan, parallel=parallel).report
-
-    one, network = problem.one(0), NetworkInput(problem.x.dtype)
-
-    def table(steps: int) -> NoiseTable:
-        scheduler = DDIMScheduler.from_config(problem.scheduler.config)
-        scheduler.set_timesteps(steps)
-        return noise_table(scheduler)
-
-    def rows(steps: int) -> Rows:
-        noise = table(steps)
-
-        def evaluator(program: Program) -> RowDenoiser:
-            return RowDenoiser(one.denoiser, one.x, noise, program, one.cond)
-
-        return Rows(evaluator, steps, one.x, network, 1)
-
-    def pricing(steps: int, parallel: Any) -> Pricing:
-        inputs, evaluator = SolverInputs(network=network, scaled=True), rows(steps).evaluator
-        with distributed.sharing(ranks_of(parallel)):
-            return price(Costs(), problem.name, evaluator, one.x, table(steps), inputs, one.x.dtype, replayed=False)
-
-    return Subject(call, pricing, rows, rows, unit_bytes)
-
-
-SUBJECTS: dict[str, Callable[[], Subject]] = {"digits, guidance": digits_under_guidance, "policy": policy}
-
-
 Times = dict[str, list[tuple[float, float]]]  # (seconds of the call, of its loop) in each way, by sample
 
 
@@ -173,7 +56,7 @@ def time_ways(subject: Subject, way: Way, sample: int, found: Times) -> None:
         if parallel is None and dist.get_rank() > 0:
             continue
         torch.set_num_threads(threads)
-        whole, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
+        whole, report = timed(lambda: subject.call(way.steps, way.plan, parallel, max(0, sample)))  # noqa: B023
         torch.set_num_threads(1)
         if sample >= 0:
             found.setdefault(how, []).append((whole, report.seconds))
@@ -196,8 +79,8 @@ def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str,
     row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
     gather = link_of(costs).seconds
     simulated = {
-        ALONE: seconds(way.widths, measured(costs, alone=True), 1, gather),
-        RANKS: seconds(way.widths, measured(costs), 2, gather),
+        ALONE: seconds(way, measured(costs, ALONE), 1, gather),
+        RANKS: seconds(way, measured(costs, RANKS), 2, gather),
     }
     for how, times in found.items():
         loop = statistics.median(each for _, each in times)
@@ -220,7 +103,7 @@ def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str,
 
 def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All that rank 0 knows so far, after every subject."""
-    document: dict[str, Any] = {"networks": {}, "results": []}
+    document: dict[str, Any] = {"samples": options.samples, "networks": {}, "results": []}
     ranks = ranks_of("auto")
     assert ranks is not None
     with distributed.sharing(ranks):
@@ -240,14 +123,17 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if way.name in METHODS
         ]
         times: list[Times] = [{} for _ in chosen]
-        probes = Probes(subject.single(grids[0]), subject.whole(grids[0]), chosen)
+        parts = {steps: subject.parts(steps) for steps in grids}
+        alone, together = Costs(parts, chosen, 1), Costs(parts, chosen, ranks.size)
         for sample in range(-1, options.samples):
             for way, found in zip(chosen, times, strict=True):
                 time_ways(subject, way, sample, found)
-            probes.measure(ranks, [pricing[way.steps][RANKS] for way in chosen], kept=sample >= 0)
+            measure(alone, together, ranks, kept=sample >= 0)
         if dist.get_rank() == 0:
-            about = {"name": name, "units_of_a_row": probes.whole.units, "unit_bytes": subject.unit_bytes}
-            costs = document["networks"][name] = {**about, **probes.document(subject.unit_bytes)}
+            units, unit_bytes = parts[grids[0]].units, subject.unit_bytes
+            about = {"name": name, "units_of_a_row": units, "unit_bytes": unit_bytes}
+            given = {ALONE: alone.document(unit_bytes), RANKS: together.document(unit_bytes)}
+            costs = document["networks"][name] = {**about, **given}
             for way, found in zip(chosen, times, strict=True):
                 row = row_of(way, found, pricing[way.steps], costs)
                 document["results"].append({"subject": name, "steps": way.steps, **row})
@@ -265,21 +151,6 @@ def wave_seconds() -> float:
     case = Case(WAVES_OF)
     seconds_of_wave, _ = case.measured(3)["srds"]
     return seconds_of_wave
-
-
-def worker(rank: int, folder: str, options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
-    try:
-        for document in measurements(options):
-            if rank == 0:
-                about = {"commit": revision(Path(__file__).parents[2]), "samples": options.samples}
-                write(options.json, **about, **document)
-        if rank == 0:
-            show(document)
-    finally:
-        dist.destroy_process_group()
 
 
 def show(document: dict[str, Any]) -> None:
@@ -316,9 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = told.parse_args(arguments)
     if options.smoke:
         options.samples = 1
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine may not know its own name
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (folder, options), nprocs=2)
+    spawned(measurements, options, show)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,9 @@ def run_call(
             distributed.sharing(fast._srds.ranks, running.is_asked, fast._srds.forget_calls) as shared,
             draws or nullcontext(),
             progress.configured_by(fast),
-            _draws_of_first(fast, shared, aside=draws is not None),
+            _draws_of_first(fast, shared, aside=draws is not None) as of_first,
         ):
-            return _run_call(fast, args, kwargs, observer, draws, running, **asked)
+            return _run_call(fast, args, kwargs, observer, draws, of_first, running, **asked)
     except DivergenceError as error:
         diverged = error
         raise
@@ -151,7 +151,9 @@ def _given(fast: Any, arguments: Arguments, own: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _draws_of_first(fast: Any, shared: SharedCall | None, *, aside: bool) -> AbstractContextManager[object]:
+def _draws_of_first(
+    fast: Any, shared: SharedCall | None, *, aside: bool
+) -> AbstractContextManager[PrivateDraws | None]:
     """In the block, what is drawn without a generator is what rank 0 draws.
 
     The global generators of ranks that would draw otherwise stay where they are. aside: so do those of all ranks.
@@ -187,6 +189,7 @@ def _run_call(
     kwargs: dict[str, Any],
     observer: Observer | None,
     draws: PrivateDraws | None,
+    of_first: PrivateDraws | None,
     running: RunningCall,
     *,
     warming: bool = False,
@@ -266,6 +269,7 @@ def _run_call(
             stock=functools.partial(seconds_of_stock, call, parts) if timed else None,
             audited=audited,
             draws=draws,
+            draws_of_first=of_first,
             seen=None if previews is None else previews.seen,
         )
         lockstep = LockstepLoop(fast.scheduler, settings)

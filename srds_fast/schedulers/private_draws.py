@@ -7,7 +7,7 @@ alone. To put their state back afterwards would take back what other threads hav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -146,6 +146,15 @@ class PrivateDraws(TorchFunctionMode):
             if self._entered:
                 self._push()
 
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """A block within one of `paused`, in which functions are called as with this mode."""
+        self._push()
+        try:
+            yield
+        finally:
+            _push_all(_without(self))
+
     def __enter__(self) -> Self:
         self._entered += 1
         self._push()
@@ -165,6 +174,16 @@ class PrivateDraws(TorchFunctionMode):
         below = [number for number, each in enumerate(modes, start=1) if isinstance(each, PrivateDraws)]
         at = max(below, default=int(bool(modes) and isinstance(modes[0], DeviceContext)))
         _push_all([*modes[:at], self, *modes[at:]])
+
+
+@contextmanager
+def paused(*modes: PrivateDraws | None) -> Iterator[None]:
+    """In the block, functions are called as without these; the one that was entered last comes first."""
+    with ExitStack() as stack:
+        for mode in modes:
+            if mode is not None:
+                stack.enter_context(mode.paused())
+        yield
 
 
 class Seeded(PrivateDraws):

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from bench.scaling import __main__ as command
 from bench.scaling import models, predict
-from bench.scaling.models import Link, Network, link_of, measured
+from bench.scaling.models import Link, Network, Outside, link_of, measured
+from bench.scaling.predict import Way
 from bench.scaling.probes import fitted
+from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.planner.settings import Settings
 
 IN_PROPORTION = CostCurve((1, 64), (1.0, 64.0))
 LINK = Link("a link", 1.0, 0.1, 100.0, "made up", host=0.4)
-COSTS = {
-    "name": "one",
+ONE = {"waiting": 0.0, "units": [2, 4], "seconds": [0.5, 1.5], "host": [0.5, 0.0], "host_by_method": {}}
+TWO = {
+    "waiting": 0.75,
     "units": [2, 4],
     "seconds": [1.0, 2.0],
-    "seconds_alone": [0.5, 1.5],
-    "gather_latency": 0.5,
-    "gather_seconds_of_a_byte": 0.1,
+    "host": [0.25, 0.125],
+    "host_by_method": {"sequential": [0.5, 0.0]},
+}
+COSTS = {
+    "name": "one",
     "units_of_a_row": 2,
     "unit_bytes": 8,
-    "outside": 0.25,
-    "outside_of_a_row": 0.125,
+    models.ALONE: ONE,
+    models.RANKS: {**TWO, "gather_latency": 0.5, "gather_seconds_of_a_byte": 0.1},
 }
 
 
@@ -34,19 +41,53 @@ def test_a_gather_takes_its_latency_a_hop_for_each_other_device_and_its_bytes() 
     assert LINK.seconds(4, 1000) == pytest.approx(1.0 + 3 * (0.1 + 0.4) + 750 / 100)
 
 
+def collocation(replicated: bool = False) -> Way:
+    """A run of two sweeps."""
+    plan = replace(fixed_at(choose(4, Settings(method="collocation")), 2), replicated=replicated)
+    return Way("collocation", "", plan, 2)
+
+
 def test_a_wave_takes_what_the_busiest_device_does_the_gather_and_the_host() -> None:
-    network = Network("a network", IN_PROPORTION, 2, 10, "made up", outside=0.25, outside_of_a_row=0.5)
-    alone = predict.seconds([1, 3], network, 1, LINK.seconds)
-    assert alone == pytest.approx((2 + 6) + 2 * 0.25 + 4 * 0.5)
-    shared = predict.seconds([1, 3], network, 4, lambda devices, nbytes: nbytes / 100)
-    assert shared == pytest.approx((1 + 2) + (20 + 60) / 100 + 2 * 0.25 + 4 * 0.5)
+    network = Network("a network", IN_PROPORTION, 2, 10, "made up", Outside(0.25, 0.5))
+    widths = collocation().widths
+    waves, rows, host = len(widths), sum(widths), 0.25 * len(widths) + 0.5 * sum(widths)
+    assert waves == 2
+    assert predict.seconds(collocation(), network, 1, LINK.seconds) == pytest.approx(2 * rows + host)
+    shared = predict.seconds(collocation(), network, 2, lambda devices, nbytes: nbytes / 100)
+    assert shared == pytest.approx(rows + 20 * rows / 100 + host), "half of the units, and the bytes of all"
+
+
+def test_where_no_rows_are_shared_nothing_is_gathered() -> None:
+    network = Network("a network", IN_PROPORTION, 2, 10, "made up")
+    alone = predict.seconds(collocation(), network, 1, LINK.seconds)
+    assert predict.seconds(collocation(replicated=True), network, 4, LINK.seconds) == alone
+
+
+def test_a_wave_that_several_devices_evaluate_waits_for_the_slowest() -> None:
+    network = Network("a network", IN_PROPORTION, 1, 0, "made up", waiting=0.5)
+    widths = collocation().widths
+    assert min(widths) > 1
+    evaluated = sum(-(-rows // 2) for rows in widths)
+    assert predict.seconds(collocation(), network, 2, lambda *_: 0.0) == pytest.approx(evaluated + 0.5 * len(widths))
+    sequential = Way("sequential", "", choose(4, Settings(method="sequential")), 1)
+    assert predict.seconds(sequential, network, 2, lambda *_: 0.0) == pytest.approx(4), (
+        "one evaluates, none waits for it"
+    )
+
+
+def test_the_hosts_time_is_that_of_the_method_where_it_was_measured() -> None:
+    network = Network("a network", IN_PROPORTION, 1, 0, "made up", Outside(0.25), {"collocation": Outside(0.5)})
+    rows = sum(collocation().widths)
+    assert predict.seconds(collocation(), network, 1, LINK.seconds) == pytest.approx(rows + 2 * 0.5)
+    sequential = Way("sequential", "", choose(4, Settings(method="sequential")), 1)
+    assert predict.seconds(sequential, network, 1, LINK.seconds) == pytest.approx(4 + 4 * 0.25)
 
 
 def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
     found, link = measured(COSTS), link_of(COSTS)
     assert (found.curve(4), found.units, found.unit_bytes) == (2.0, 2, 8)
-    assert (found.outside, found.outside_of_a_row) == (0.25, 0.125)
-    assert measured(COSTS, alone=True).curve(4) == 1.5
+    assert (found.outside, found.by_method) == ((0.25, 0.125), {"sequential": (0.5, 0.0)})
+    assert (found.waiting, measured(COSTS, models.ALONE).curve(4)) == (0.75, 1.5)
     assert link.seconds(2, 40) == pytest.approx(0.5 + 40 / 2 / 10)
 
 

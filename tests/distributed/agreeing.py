@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from failing import Failing
 from ranked import STEPS, apart, check, ended, latents, noise, pipeline, rank, sampled
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from unseeded import DrawsInItsLoop
 from unseeded import unseeded as without_generator
 
@@ -24,6 +25,7 @@ from srds_fast.engine.distributed.call import sharing
 from srds_fast.engine.distributed.ranks import ranks_of
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
+from srds_fast.schedulers.private_draws import PrivateDraws
 
 
 @check
@@ -42,6 +44,32 @@ def unseeded() -> Any:
 
 
 @check
+def draws_around_networks() -> Any:
+    """Whether the last network call of each kind of call is made as without contexts for draws."""
+    pipe, call = pipeline("stable_diffusion")
+    under: list[bool] = []
+
+    def look(*_: Any) -> None:
+        under.append(any(isinstance(each, PrivateDraws) for each in _get_current_function_mode_stack()))
+
+    found = {}
+    handle = pipe.unet.register_forward_pre_hook(look)
+    try:
+        for path, how in {"takeover": {}, "drive": by_turns(pipe)}.items():
+            fast = srds_fast.compile(pipe, method="srds", parallel="auto")
+            with torch.random.fork_rng():
+                torch.manual_seed(100 + rank())
+                before = torch.get_rng_state()
+                latents(fast, {**call, **how}, seed=None)
+                stays = torch.equal(torch.get_rng_state(), before)
+            found[path] = [fast.report.path, under[-1], stays or rank() == 0]
+            under.clear()
+    finally:
+        handle.remove()
+    return found
+
+
+@check
 def unseeded_loops() -> Any:
     """A loop that draws, and so goes over to its own way in the middle of a call."""
     pipe, found = without_generator(DrawsInItsLoop), []
@@ -54,6 +82,25 @@ def unseeded_loops() -> Any:
         found.append([apart(sample, stock), bool(torch.equal(after, torch.get_rng_state()))])
         assert "draws random numbers" in fast.report.fallback_reason
         found[-1].append(fast.report.ranks)
+    return found
+
+
+@check
+def draws_of_callbacks() -> Any:
+    """A callback that adds noise without a generator, on ranks whose global generators stand elsewhere."""
+    pipe, call = pipeline("stable_diffusion")
+    call["num_inference_steps"] = 6
+
+    def disturb(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        return {"latents": tensors["latents"] + 0.1 * torch.randn(tensors["latents"].shape)} if step == 2 else {}
+
+    found = []
+    for method in ("sequential", "srds"):
+        fast = srds_fast.compile(pipe, method=method, exact=True, parallel="auto")
+        torch.manual_seed(rank())
+        sample = latents(fast, {**call, "callback_on_step_end": disturb})
+        torch.manual_seed(0)
+        found.append(apart(sample, latents(pipe, {**call, "callback_on_step_end": disturb})))
     return found
 
 

@@ -235,11 +235,12 @@ def losing(way: str, kind: str, at: int, on: int) -> Callable[[], Any]:
 COLUMNS = "call", "fault, on one rank", "places", "same end on all", "right on all", "wrong", "next call right"
 
 
-def show_faults(size: int) -> int:
-    """Print the table of faults that ranks survive; how many places are not as they should be."""
+def show_faults(size: int, only: str | None = None) -> int:
+    """Print the table of faults that ranks survive; how many places are not as they should be. only: of this call."""
     bad = 0
     shown(f"{size} ranks: faults at every network call on every rank; none hangs", [], COLUMNS)
-    for run in (*(partial(faults, way) for way in WAYS), differences):
+    runs = [partial(faults, way) for way in WAYS if only in (None, way)]
+    for run in runs if only else (*runs, differences):
         by_rank = forked(size, 3600, run)
         if len(by_rank) < size:
             print(f"{size - len(by_rank)} ranks did not come to their end: {run}")

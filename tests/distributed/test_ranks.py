@@ -10,12 +10,15 @@ import torch
 from launching import launched, written
 from torch import nn
 
-from bench.scaling import real
-from bench.scaling.models import measured
-from bench.scaling.probes import SHARED
+from bench.scaling import never_slower, real
+from bench.scaling.models import ALONE, RANKS, link_of, measured
+from bench.scaling.predict import Way, seconds
+from bench.scaling.probes import UNITS
 from srds_fast.engine.distributed.call import shares_of
 from srds_fast.engine.distributed.digests import digest_of_weights
 from srds_fast.engine.run import UNHEARD_WAVES
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 from srds_fast.solvers.registry import BY_NAME
 
 # of faults that one process ends in too
@@ -102,12 +105,25 @@ def test_unseeded_ranks_draw_what_rank_0_draws(found: Found) -> None:
         assert same_state
 
 
+def test_networks_are_called_on_every_rank_as_without_draws_of_rank_0(found: Found) -> None:
+    for of_rank in found:
+        for path, (ran, under, stays) in of_rank["draws_around_networks"].items():
+            assert ran == path
+            assert not under, "torch asks such a context about every function: the rank would be slower than rank 0"
+            assert stays, "the global generator of a rank that would draw otherwise stays where it is"
+
+
 def test_a_loop_that_draws_draws_what_rank_0_draws_and_goes_on_as_stock_does(found: Found) -> None:
     for of_rank in found:
         (apart, _, ranks), alike = of_rank["unseeded_loops"]
         assert apart <= 1e-6
         assert alike == [0.0, True, ranks]
         assert ranks == len(found)
+
+
+def test_a_callback_draws_what_it_draws_on_rank_0(found: Found) -> None:
+    for of_rank in found:
+        assert max(of_rank["draws_of_callbacks"]) <= 1e-6
 
 
 def test_an_interrupt_of_one_rank_ends_own_loops_on_all_at_the_same_step(found: Found) -> None:
@@ -193,17 +209,37 @@ def test_every_method_is_timed_in_each_way_beside_its_predictions(found: Found) 
             assert len(row[how]["loop_seconds"]) == 1
             loop, predicted = row[how]["loop_seconds"][0], row[how]["predicted_seconds"]
             assert row[how]["error"] == pytest.approx(predicted / loop - 1)
-        ours = row[real.RANKS]
-        assert ours["error_of_simulator"] == pytest.approx(ours["simulated_seconds"] / ours["loop_seconds"][0] - 1)
-        assert row[f"loop_over_{real.ALONE}"] == pytest.approx(
-            row[real.ALONE]["loop_seconds"][0] / ours["loop_seconds"][0]
-        )
-        alone = row[real.ALONE]
-        assert alone["error_of_simulator"] == pytest.approx(alone["simulated_seconds"] / alone["loop_seconds"][0] - 1)
-    (costs,) = document["networks"].values()
-    assert measured(costs).units == 1
-    assert set(costs["gather_by_rows"]) == {str(rows) for rows in SHARED}
+        for how in (ALONE, RANKS):
+            each = row[how]
+            assert each["error_of_simulator"] == pytest.approx(each["simulated_seconds"] / each["loop_seconds"][0] - 1)
+        assert row[f"loop_over_{ALONE}"] == pytest.approx(row[ALONE]["loop_seconds"][0] / row[RANKS]["loop_seconds"][0])
     assert document["exchange_seconds"] > 0
+
+
+def test_the_simulator_is_given_a_network_a_gather_and_a_host_that_were_measured_in_loops(found: Found) -> None:
+    if len(found) > 2:
+        return
+    document = found[0]["real_speeds"]
+    (costs,) = document["networks"].values()
+    of_two, of_one = costs[RANKS], costs[ALONE]
+    assert of_two["units"] == of_one["units"] == list(UNITS)
+    assert {int(rows) for rows in of_two["gather_by_rows"]} == {1, *(2 * units for units in UNITS)}
+    assert all(each > 0 for each in (*of_two["seconds"], *of_one["seconds"], *of_two["gather_by_rows"].values()))
+    assert set(of_one["gather_by_rows"].values()) == {0.0}, "one process waits for nobody"
+    sequential = next(row for row in document["results"] if row["method"] == "sequential")
+    way = Way("sequential", "", choose(sequential["steps"], Settings(method="sequential")), 1)
+    predicted = seconds(way, measured(costs), 2, link_of(costs).seconds)
+    assert sequential[RANKS]["simulated_seconds"] == pytest.approx(predicted)
+    assert of_two["host_by_method"].keys() == {"sequential", "srds", "collocation"}
+
+
+def test_calls_that_choose_their_plan_are_timed_in_pairs(found: Found) -> None:
+    row = found[0]["pairs_of_auto"]
+    assert all(of_rank["pairs_of_auto"] is None for of_rank in found[1:])
+    one, two = (row["seconds"][how] for how in (ALONE, RANKS))
+    assert len(one) == len(two) == 6
+    assert row["total"] == pytest.approx(sum(two[never_slower.EXPLORED :]) / sum(one[never_slower.EXPLORED :]))
+    assert set(row["states"].values()) == {"frozen"}
 
 
 def test_a_difference_between_ranks_is_told_on_each_by_its_name(found: Found) -> None:

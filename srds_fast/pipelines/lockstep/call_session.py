@@ -58,6 +58,7 @@ class CallSettings:
     stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`
     draws: PrivateDraws | None = None  # what the loop draws without a generator; None: from the global ones
+    draws_of_first: PrivateDraws | None = None  # the same where the call is one of several ranks: what rank 0 draws
     # gets modules called before the loop, with what they returned, for previews: the observer is shown x0 too then
     seen: list[tuple[Any, Any]] | None = None
 

@@ -31,6 +31,7 @@ from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
 from ...schedulers.own_loop import copy_scheduler
+from ...schedulers.private_draws import paused
 from ...telemetry.report import Report
 from ..networks import training
 from .call_session import CallSession, CallSettings
@@ -131,17 +132,22 @@ class LockstepLoop:
             network = self.settings.replacements.get(network, network)  # type: ignore[call-overload]
         elif self.driver.reason is None:  # it is known to be part of a wave only where the loop makes its own turns
             return call()
-        if self.settings.draws is not None:  # nothing is measured beside the calls of a user
-            with self._without_draws():
+        with self._without_draws():
+            if self.settings.draws is not None:  # nothing is measured beside the calls of a user
                 return call(network)
-        wave = self.samples.wave
-        with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
-            return call(network)
+            wave = self.samples.wave
+            with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
+                return call(network)
 
     def _without_draws(self) -> AbstractContextManager[object]:
-        """Draws of our own are for the code of the loop, and for networks in training mode, which may drop out."""
-        draws = self.settings.draws
-        return nullcontext() if draws is None or self._networks_train else draws.paused()
+        """Draws of our own are for the code of the loop, and for networks in training mode, which may drop out.
+
+        Those of rank 0 are also for the checks before the waves, which find out whether networks draw.
+        """
+        draws, of_first = self.settings.draws, None if self.session is None else self.settings.draws_of_first
+        if (draws is None and of_first is None) or self._networks_train:
+            return nullcontext()
+        return paused(of_first, draws)
 
     @cached_property
     def _networks_train(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -14,9 +15,11 @@ from ...sampling.recorded.calls import tensors_of, with_tensors
 from ...sampling.recorded.roles import Inferred
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
+from ...schedulers.private_draws import paused
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ..network_checks import parts_that_decide
+from ..networks import training
 from ..takeover.calls import bound
 from ..takeover.network import RecordedNetwork, solver_inputs
 from .call_session import CallSession
@@ -53,6 +56,8 @@ def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
     LeaveWaves: a callback asks something of the loop.
     """
     session = samples.make(network.noise, network.inputs, network)
+    # a function that a mode is asked about takes microseconds more, and all ranks wait for the slowest
+    left_out = None if training(samples.settings.networks) else samples.settings.draws_of_first
     if samples.settings.plan_only:
         session.price()
         samples.stop(samples.state)
@@ -68,7 +73,9 @@ def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
                     run.engine.reason = CHANGED
                 raise why if why.by_hook or samples.told else StartAgain(str(why))
             if samples.callback is not None and samples.wave is not None:  # of the last steps a turn of the loop tells
-                samples.callback.tell()
+                with nullcontext() if left_out is None else left_out.resumed():
+                    samples.callback.tell()
 
-    session.complete(advance)
+    with paused(left_out):
+        session.complete(advance)
     telemetry.phase("decode")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
+from .. import clock
 from ..errors import Cancelled, InvalidArgument, shown
 
 
@@ -119,7 +120,8 @@ class Watch:
         for each in self.asked:
             if each.on_wave is not None:
                 try:
-                    each.on_wave(self.waves, rows, self.settled)
+                    with clock.stopped():
+                        each.on_wave(self.waves, rows, self.settled)
                 except Exception as why:
                     raise Ended(self, why) from None
         self.waves += 1

@@ -110,6 +110,7 @@ class Run:
         self.change, self.iterations = self._monitor.change, self._monitor.iterations
         self._factor = factor
         self.watch, self._settled_before, self._replays = cancellation.current(), settled_before, False
+        observer = None if observer is None else clock.stopped()(observer)
         self._observer, self._together = observer, together
         self.plan, self.program = plan, plan.program()
         self.counts = Counts() if counts is None else counts

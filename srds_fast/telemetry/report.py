@@ -74,8 +74,8 @@ class Report:
             of the same law, too few changes were seen, or a callback changed the run after it.
         stop_rule: with audits or learn_stop: how the estimated error was made and compared with the tolerance, see
             `Compiled.warmup` and `compile`.
-        seconds: from the first to the last wave, including the network, without what a callback takes between them;
-            of a stock loop: of the whole call.
+        seconds: from the first to the last wave, including the network, without what functions of the user take
+            between them (a callback, an observer, `on_wave`); of a stock loop: of the whole call.
         predicted_seconds: the plan's prediction, made before the call; None without measurements.
         baseline, baseline_seconds: the loop that calls of this kind were compared with, and what it took, by the first
             of its turns in earlier calls or beside this one, in this process: "stock" (the pipeline's own, or of

@@ -36,7 +36,6 @@ class Network:
         units: of a row: 2 under classifier-free guidance.
         unit_bytes: of the output of one unit.
         outside: what runs take outside the network and the gather; by_method: of some methods, by name.
-        waiting: seconds that a device waits for the slowest one, where several evaluate a part of a wave.
         source: of the curve, and what is assumed beyond it.
     """
 
@@ -47,7 +46,6 @@ class Network:
     source: str
     outside: Outside = NOTHING
     by_method: Mapping[str, Outside] = field(default_factory=dict)
-    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,6 @@ def measured(each: dict[str, Any], how: str = RANKS) -> Network:
         f"measured by bench.scaling.real, in loops of {how}; beyond the widest call: in proportion",
         Outside(*costs["host"]),
         {method: Outside(*each) for method, each in costs["host_by_method"].items()},
-        costs["waiting"],
     )
 
 
@@ -153,7 +150,7 @@ def link_of(each: dict[str, Any]) -> Link:
     """The gather between two processes, as `bench.scaling.real` has measured it in loops."""
     costs = each[RANKS]
     title = "gloo between processes of one CPU"
-    source = "measured by bench.scaling.real, in loops; header included"
+    source = "measured by bench.scaling.real, in loops; header and waiting included"
     bandwidth = 1 / max(1e-15, costs["gather_seconds_of_a_byte"])
     return Link(title, 0.0, costs["gather_latency"], bandwidth, source)
 

@@ -1,7 +1,7 @@
 """Predicted seconds of a call on G devices: the waves of the product's own programs, priced by its own formula.
 
-A wave costs c(ceil(units / G)) and a gather, as the planner prices it where ranks share the rows, the wait for the
-slowest of several devices, and what the host does outside all of these.
+A wave costs c(ceil(units / G)) and a gather, as the planner prices it where ranks share the rows, and what the host
+does outside both.
 """
 
 from __future__ import annotations
@@ -94,11 +94,8 @@ def candidates(steps: int, devices: int) -> Iterator[Way]:
 def seconds(way: Way, network: Network, devices: int, gather: Gather) -> float:
     """Predicted seconds of a run."""
     widths, sharing = way.widths, way.sharing(devices)
-
-    def beside(units: int) -> float:
-        waiting = network.waiting if min(units, sharing) > 1 else 0.0
-        return gather(sharing, units * network.unit_bytes) + waiting
-
-    curve = network.curve.shared(sharing, network.units, beside, max(widths))
+    curve = network.curve.shared(
+        sharing, network.units, lambda units: gather(sharing, units * network.unit_bytes), max(widths)
+    )
     outside = network.by_method.get(way.plan.method, network.outside)
     return sum(map(curve, widths)) + outside.seconds(widths)

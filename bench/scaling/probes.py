@@ -2,10 +2,8 @@
 
 A wave is a network call, a gather, and what the host does before the next wave. Each takes longer between the others
 than in a row of its own kind. So they are measured in turn, by all processes at the same time: a network call of one of
-many widths with its gather, and behind it the host's part of a wave of one of the methods, whose core is given zeros.
-Calls and cores do not belong together, and no run is timed that is to be predicted. The widths come in ascending order,
-as neighbours in a loop are alike: where waves for one process and waves for all come in turn, processes that wake up
-are put on a core that is taken.
+many widths, in shuffled order, with its gather, and behind it the host's part of a wave of one of the methods, whose
+core is given zeros. Calls and cores do not belong together, and no run is timed that is to be predicted.
 
 A machine changes its speed from minute to minute. So every round of timed runs also measures the costs that predict
 them once more. A cost is a mean over the calls of a round, as a loop takes the sum of its calls, and then a median over
@@ -14,6 +12,7 @@ the rounds.
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -56,8 +55,8 @@ class Costs:
     host: Times = field(default_factory=lambda: defaultdict(list))
 
     @torch.no_grad()
-    def measure(self) -> None:
-        """One more round, on all processes that share waves."""
+    def measure(self, number: int) -> None:
+        """One more round, with this number, on all processes that share waves."""
         of, shared = self.parts[self.ways[0].steps], distributed.dividing()
         widths = sorted({1, *(max(1, units * self.size // of.units) for units in UNITS)})
         program = of_widths(of.noise.num_steps, widths)
@@ -66,6 +65,7 @@ class Costs:
         busiest = [-(-rows * of.units // self.size) for rows in widths]
         turns = [each for each, units in enumerate(busiest) for _ in range(max(FEWEST_CALLS, CALLS // units))]
         turns *= 1 + sum(len(way.widths) for way in self.ways) // len(turns)  # more than the host's waves
+        random.Random(number).shuffle(turns)
         network, gather = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
         for each in waves:
             evaluate(each)
@@ -100,17 +100,17 @@ class Costs:
         for each in (self.network, self.gather, self.host):
             each.clear()
 
-    def document(self, unit_bytes: int) -> dict[str, Any]:
-        """As `models.measured` and `models.link_of` read it. unit_bytes: of the output of a unit."""
-        units, of = sorted(self.network), self.parts[self.ways[0].steps]
-        gather = {rows: statistics.median(self.gather[rows]) for rows in sorted(self.gather)}
-        alone, several = ([rows for rows in gather if (rows * of.units > 1) == wanted] for wanted in (False, True))
-        received = unit_bytes * of.units * (self.size - 1) / self.size  # of a row; the rest is a device's own
-        latency, of_byte = fitted([(1, rows * received, gather[rows]) for rows in several])
-        # none waits for one that evaluates alone
-        waiting = max([0.0, *(latency - gather[rows] for rows in alone)])
-        of_runs = (statistics.median(self.host[number]) for number in range(len(self.ways)))
-        host = [(way.plan.method, way.widths, seconds) for way, seconds in zip(self.ways, of_runs, strict=True)]
+    def document(self, row_bytes: int) -> dict[str, Any]:
+        """As `models.measured` and `models.link_of` read it. row_bytes: of the outputs of a row."""
+        units, gather = (
+            sorted(self.network),
+            {rows: statistics.median(self.gather[rows]) for rows in sorted(self.gather)},
+        )
+        received = row_bytes * (self.size - 1) / self.size  # the others come in from other processes
+        latency, of_byte = fitted([(1, rows * received, seconds) for rows, seconds in gather.items()])
+        host = [
+            (way.plan.method, way.widths, statistics.median(self.host[number])) for number, way in enumerate(self.ways)
+        ]
         methods = dict.fromkeys(method for method, _, _ in host)
 
         def fit(wanted: Collection[str]) -> tuple[float, float]:
@@ -119,8 +119,7 @@ class Costs:
         return {
             "units": units,
             "seconds": [statistics.median(self.network[each]) for each in units],
-            "gather_latency": latency - waiting,
-            "waiting": waiting,
+            "gather_latency": latency,
             "gather_seconds_of_a_byte": of_byte,
             "gather_by_rows": gather,
             "host": fit(methods),
@@ -128,15 +127,15 @@ class Costs:
         }
 
 
-def measure(alone: Costs, together: Costs, ranks: Ranks, *, kept: bool) -> None:
-    """One more round: rank 0 by itself, while the others wait; then all of them together. kept: False warms up."""
+def measure(alone: Costs, together: Costs, ranks: Ranks, number: int) -> None:
+    """One more round: rank 0 by itself, while the others wait; then all of them together. number: -1 warms up."""
     dist.barrier()
     if dist.get_rank() == 0:
-        alone.measure()
+        alone.measure(number)
     dist.barrier()
     with distributed.sharing(ranks):
-        together.measure()
-    if not kept:
+        together.measure(number)
+    if number < 0:
         alone.clear()
         together.clear()
 

@@ -128,11 +128,11 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for sample in range(-1, options.samples):
             for way, found in zip(chosen, times, strict=True):
                 time_ways(subject, way, sample, found)
-            measure(alone, together, ranks, kept=sample >= 0)
+            measure(alone, together, ranks, sample)
         if dist.get_rank() == 0:
             units, unit_bytes = parts[grids[0]].units, subject.unit_bytes
             about = {"name": name, "units_of_a_row": units, "unit_bytes": unit_bytes}
-            given = {ALONE: alone.document(unit_bytes), RANKS: together.document(unit_bytes)}
+            given = {ALONE: alone.document(units * unit_bytes), RANKS: together.document(units * unit_bytes)}
             costs = document["networks"][name] = {**about, **given}
             for way, found in zip(chosen, times, strict=True):
                 row = row_of(way, found, pricing[way.steps], costs)

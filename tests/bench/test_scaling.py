@@ -19,14 +19,8 @@ from srds_fast.planner.settings import Settings
 
 IN_PROPORTION = CostCurve((1, 64), (1.0, 64.0))
 LINK = Link("a link", 1.0, 0.1, 100.0, "made up", host=0.4)
-ONE = {"waiting": 0.0, "units": [2, 4], "seconds": [0.5, 1.5], "host": [0.5, 0.0], "host_by_method": {}}
-TWO = {
-    "waiting": 0.75,
-    "units": [2, 4],
-    "seconds": [1.0, 2.0],
-    "host": [0.25, 0.125],
-    "host_by_method": {"sequential": [0.5, 0.0]},
-}
+ONE = {"units": [2, 4], "seconds": [0.5, 1.5], "host": [0.5, 0.0], "host_by_method": {}}
+TWO = {"units": [2, 4], "seconds": [1.0, 2.0], "host": [0.25, 0.125], "host_by_method": {"sequential": [0.5, 0.0]}}
 COSTS = {
     "name": "one",
     "units_of_a_row": 2,
@@ -63,18 +57,6 @@ def test_where_no_rows_are_shared_nothing_is_gathered() -> None:
     assert predict.seconds(collocation(replicated=True), network, 4, LINK.seconds) == alone
 
 
-def test_a_wave_that_several_devices_evaluate_waits_for_the_slowest() -> None:
-    network = Network("a network", IN_PROPORTION, 1, 0, "made up", waiting=0.5)
-    widths = collocation().widths
-    assert min(widths) > 1
-    evaluated = sum(-(-rows // 2) for rows in widths)
-    assert predict.seconds(collocation(), network, 2, lambda *_: 0.0) == pytest.approx(evaluated + 0.5 * len(widths))
-    sequential = Way("sequential", "", choose(4, Settings(method="sequential")), 1)
-    assert predict.seconds(sequential, network, 2, lambda *_: 0.0) == pytest.approx(4), (
-        "one evaluates, none waits for it"
-    )
-
-
 def test_the_hosts_time_is_that_of_the_method_where_it_was_measured() -> None:
     network = Network("a network", IN_PROPORTION, 1, 0, "made up", Outside(0.25), {"collocation": Outside(0.5)})
     rows = sum(collocation().widths)
@@ -87,7 +69,7 @@ def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
     found, link = measured(COSTS), link_of(COSTS)
     assert (found.curve(4), found.units, found.unit_bytes) == (2.0, 2, 8)
     assert (found.outside, found.by_method) == ((0.25, 0.125), {"sequential": (0.5, 0.0)})
-    assert (found.waiting, measured(COSTS, models.ALONE).curve(4)) == (0.75, 1.5)
+    assert measured(COSTS, models.ALONE).curve(4) == 1.5
     assert link.seconds(2, 40) == pytest.approx(0.5 + 40 / 2 / 10)
 
 

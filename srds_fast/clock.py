@@ -63,7 +63,7 @@ def stopped_seconds() -> float:
 
 @contextlib.contextmanager
 def stopped() -> Iterator[None]:
-    """In the block runs a function of the user: its seconds are none of the call's."""
+    """The block runs a function of the user. Its seconds do not count."""
     began, before = time.perf_counter() - pauses(), _stopped.seconds
     try:
         yield

@@ -180,10 +180,10 @@ def using(*, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> Ite
 
     Both are looked at before every wave, in whatever way a call runs: of every method, of the sequential loop and of
     the pipeline's own loop, and of what a call does beside its own run to measure costs, to time other plans, to check
-    the network or to compare samples. So at most one network call follows; where several processes share no rows, those
-    of 0.05 s, as predicted. Where a CUDA graph of the loop is replayed,
-    nothing is looked at within a launch, which holds the waves up to an iteration's image: `cancel` is looked at before
-    each launch, and `on_wave` is told of its waves once they are launched.
+    the network or to compare samples. So at most one network call follows. Several processes that share no rows look
+    less often: calls that are predicted to take 0.05 s may follow. Where a CUDA graph of the loop is replayed, nothing
+    is looked at within a launch, which holds the waves up to an iteration's image: `cancel` is looked at before each
+    launch, and `on_wave` is told of its waves once they are launched.
 
     Args:
         cancel: anything with `is_set()`, such as a `threading.Event`. Once it is set, a call raises `Cancelled`.

@@ -5,8 +5,8 @@ differs: several steps may become final in one wave. If the function changes any
 results beyond that step are dropped, and the rest of the call runs step by step, as the stock loop would.
 
 The loop calls it at the end of its turns. Where the waves repeat recorded network calls, there are no turns between
-them: `tell` then calls it with what the loop gave it in an earlier turn. What the function asks of the loop waits for
-the end of one more turn.
+them: `tell` then calls it with what the loop gave it in an earlier turn. If the function returns a change, raises an
+error or interrupts the call, the loop makes one more turn, and gets that at its end.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .call_session import LeaveWaves
 from .loop import LockstepLoop
 from .proxies import NetworkProxy
 
-# what the function asks of the loop: gives what the loop is to be returned at the end of a turn
-Answer = Callable[[], Any]
+# makes what the loop gets from its callback at the end of a turn
+Reply = Callable[[], Any]
 
 
 class StepCallback:
@@ -44,7 +44,7 @@ class StepCallback:
         self._pipe: Any = None
         self._tensors: dict[str, Any] | None = None  # of the last turn
         self._varies: dict[str, None] = {}  # names of those that were other objects in another turn
-        self._answer: Answer | None = None  # for the loop, at the end of its next turn
+        self._reply: Reply | None = None  # for the loop, at the end of its next turn
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
@@ -52,8 +52,8 @@ class StepCallback:
             again = (name for name, value in tensors.items() if not _is(value, before.get(name)))
             self._varies |= dict.fromkeys(name for name in again if name != "latents")
         self._pipe, self._tensors = pipe, tensors
-        answer, self._answer = self._answer or self._tell(pipe, tensors), None
-        return {} if answer is None else answer()
+        reply, self._reply = self._reply or self._tell(pipe, tensors), None
+        return {} if reply is None else reply()
 
     def why_turns(self) -> str | None:
         """Why only turns of the loop can show what the function is given, as a clause; after turns of two steps."""
@@ -67,15 +67,14 @@ class StepCallback:
         """Between waves: call the function for the steps that have become final. Raises LeaveWaves."""
         assert self._tensors is not None
         try:
-            self._answer = self._tell(self._pipe, self._tensors)
-        except (
-            Exception
-        ) as why:  # out of the loop, as a stock one: in the waves it might be taken for a fault of theirs
-            self._answer = partial(_raised, why)
-        if self._answer is not None:
+            self._reply = self._tell(self._pipe, self._tensors)
+        # raised by the loop, as in a stock call: here it might be taken for a fault of the waves
+        except Exception as why:
+            self._reply = partial(_raised, why)
+        if self._reply is not None:
             raise LeaveWaves
 
-    def _tell(self, pipe: Any, tensors: dict[str, Any]) -> Answer | None:
+    def _tell(self, pipe: Any, tensors: dict[str, Any]) -> Reply | None:
         samples, latents = self._lockstep.samples, tensors.get("latents")
         while samples.told < samples.final_steps:
             step, samples.told = samples.told, samples.told + 1

@@ -89,6 +89,8 @@ class Session:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
+        # seconds of network calls and turns before the first wave, which calls of every plan make
+        self._lead = 0.0 if self.started is None else time.perf_counter() - self.started
         self._fallback_reason: str | None = None
         self._repeats = False  # the run repeats one whose sample was not finite
         self._plan_changed: str | None = None
@@ -163,7 +165,8 @@ class Session:
                     work = pricing.work(self.plan, max(run.iterations)) if ended else 1.0
                     exploration.record(self.plan, seconds, ended=ended, work=work)
             if explores:
-                trials = Trials(exploration, pricing, self._trial, self.stock)
+                lead = clock.agreed(self._lead, "the seconds before the first wave")
+                trials = Trials(exploration, pricing, self._trial, self.stock, lead)
                 self._exploring_seconds = trials.run_due()
         finally:
             exploration.end(self.plan, seconds, explored=explores)

@@ -188,13 +188,15 @@ class Trials:
     """What a call of an explored kind can run beside its own plan.
 
     trial: makes the session of a run of a plan on the input of the call. stock: runs the stock loop of so many turns,
-    and returns their seconds; None: it cannot be run. pricing: learns from the runs.
+    and returns their seconds; None: it cannot be run. pricing: learns from the runs. lead: seconds that a call of any
+    plan takes before its first wave, which a trial does not take again.
     """
 
     exploration: Exploration
     pricing: Pricing
     trial: Callable[[Plan], Trial]
     stock: TimeStock | None
+    lead: float
 
     def run_due(self) -> float:
         """Run all that is due in this call. Returns the seconds that it took."""
@@ -223,7 +225,7 @@ class Trials:
                     trial.complete(advance)
             except Enough as timed:
                 trial.run.close()
-                return Timed(timed.seconds, recording)
+                return Timed(self.lead + timed.seconds, recording)
             except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
                 if not isinstance(why, TooSlow | DivergenceError):
@@ -238,7 +240,8 @@ class Trials:
                 break
         work = self.pricing.work(plan, report.iterations)
         self.pricing.record(plan, report)
-        return Timed(clock.agreed(trial.seconds, "the seconds of a plan"), recording, work)
+        seconds = self.lead + clock.agreed(trial.seconds, "the seconds of a plan")
+        return Timed(seconds, recording, work)
 
     def _stock(self) -> Timed:
         assert self.stock is not None

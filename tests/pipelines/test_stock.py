@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers import DDIMPipeline
+from torch import Tensor
 
 import srds_fast
 from bench.workloads.classes import CASES
@@ -136,3 +139,37 @@ def test_the_copy_that_a_stock_loop_runs_on_needs_no_collector(sd: Any) -> None:
         assert (steps, scheduler()) == ([1], None)
     finally:
         gc.enable()
+
+
+def test_a_plan_is_timed_with_what_its_calls_take_before_the_first_wave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A turn of the loop, which shows its network calls, takes 5 seconds here, and a network call takes one."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    pipe = tiny.ddim()
+    network_class = type(pipe.unet)
+
+    class Slow(network_class):  # type: ignore[misc,valid-type]
+        def forward(self, *args: Any, **keywords: Any) -> Any:
+            now[0] += 1.0
+            return super().forward(*args, **keywords)
+
+    class Turns(DDIMPipeline):
+        @torch.no_grad()
+        def __call__(self, num_inference_steps: int, generator: torch.Generator) -> tuple[Tensor]:
+            x = torch.randn(1, 3, 16, 16, generator=generator)
+            self.scheduler.set_timesteps(num_inference_steps)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+                now[0] += 5.0
+            return (x,)
+
+    pipe.unet.__class__ = Slow
+    fast = srds_fast.compile(Turns(pipe.unet, pipe.scheduler))
+    for seed in range(4):
+        fast(num_inference_steps=2 * N, generator=torch.Generator().manual_seed(seed))
+    report = fast.report
+    assert report.plan_state == "frozen"
+    assert report.seconds == report.waves + 5.0
+    assert "sequential: 25.0 s; stock: 120.0 s" in report.plan_reason

@@ -19,7 +19,7 @@ from dataclasses import replace
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from ..words import counted, duration
 from .plan import Plan
-from .predictions import correction, predicted_seconds, prediction_of, usual_seconds, width_of
+from .predictions import correction, predicted_seconds, prediction_of, turns_to_time, usual_seconds, width_of
 
 logger = logging.getLogger("srds_fast")
 
@@ -30,8 +30,6 @@ MEASURED, EXPLORING, FROZEN, DROPPED = "measured", "exploring", "frozen", "dropp
 CALLS = 3
 # most plans that are timed beside the sequential one, and by how much they may be predicted to be slower than it
 PLANS, NEAR = 3, 1.5
-# all turns of a loop cost the same: this share of them, and no fewer than so many, tell what all of them take
-SHARE_OF_TURNS, FEWEST_TURNS = 0.25, 5
 # one sequential call fits into a third of the budget for three
 ROUNDING = 1e-6
 # a way whose runs took this many times as long as those of the fastest is not run again
@@ -45,11 +43,6 @@ CLEARLY = 0.97  # the same for the sequential loop in the place of the stock loo
 LAST, SLOW = 5, 2
 # or if so many, those that timed it included, took longer in total than the loop that it was to beat
 TOTAL = 20
-
-
-def turns_to_time(turns: int) -> int:
-    """How many turns of a loop are run to time it; the first of them is not counted, as it may warm something up."""
-    return min(turns, max(FEWEST_TURNS, math.ceil(SHARE_OF_TURNS * turns)))
 
 
 class Exploration:
@@ -357,13 +350,14 @@ class Exploration:
         return predicted_seconds(predicted) * self._correction(width_of(predicted))
 
     def _at_best(self, key: Hashable) -> float:
-        """Seconds that a plan may take: as predicted, or less where runs of others took less than predicted.
+        """Seconds that a plan may take: as predicted, or less where a loop or runs of others took less than predicted.
 
         A single run of another plan may have taken longer for reasons of its own: it was the first, or the machine was
-        busy. That must not keep a plan from being timed.
+        busy, as it may have been when costs were measured. That must not keep a plan from being timed.
         """
-        plan = self._plan(key)
-        return predicted_seconds(plan) * min(1.0, self._correction(width_of(plan))) * self._hope.get(key, 1.0)
+        plan, sequential = self._plan(key), predicted_seconds(self._plan(self._sequential))
+        loop = min(map(self._estimate, self._loops)) / max(sequential, 1e-9)
+        return predicted_seconds(plan) * min(1.0, loop, self._correction(width_of(plan))) * self._hope.get(key, 1.0)
 
     def _correction(self, width: float) -> float:
         """What plans with waves of so many rows take over their predictions, by what runs of others took."""
@@ -385,12 +379,17 @@ class Exploration:
         return plan
 
     def _ratio(self, key: Hashable, other: Hashable) -> float:
-        """Time of a way over that of another, which has been timed: the median over calls that ran both, if any did."""
+        """Time of a way over that of another, which has been timed: the median over calls that ran both.
+
+        A single such call may have been interrupted in one of the two: then the usual times of both count, if lower.
+        """
         both = [each for each in self._rounds if key in each and each.get(other, math.inf) < math.inf]
-        if both:
-            work = statistics.mean(self._work[key]) / statistics.mean(self._work[other])
-            return work * statistics.median_low([each[key] / each[other] for each in both])
-        return self._estimate(key) / self._estimate(other)
+        usual = self._estimate(key) / self._estimate(other)
+        if not both:
+            return usual
+        work = statistics.mean(self._work[key]) / statistics.mean(self._work[other])
+        paired = work * statistics.median_low([each[key] / each[other] for each in both])
+        return paired if len(both) > 1 else min(paired, usual)
 
     def _is_known(self, key: Hashable) -> bool:
         """Whether no call needs to time this way (again)."""

@@ -1,4 +1,4 @@
-"""What was predicted for a plan, and what plans take over their predictions."""
+"""What was predicted for a plan, what runs tell of it, and how much of a loop must run to tell its time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from .plan import Plan, Prediction
+
+# all turns of a loop cost the same: this share of them, and no fewer than so many, tell what all of them take
+SHARE_OF_TURNS, FEWEST_TURNS = 0.25, 5
 
 
 def prediction_of(plan: Plan) -> Prediction:
@@ -47,3 +50,8 @@ def usual_seconds(seconds: Sequence[float], work: Sequence[float]) -> float:
     An interruption only makes a run longer. Where every other input takes twice the iterations, half of all calls do.
     """
     return statistics.median_low([each / its for each, its in zip(seconds, work, strict=True)]) * statistics.mean(work)
+
+
+def turns_to_time(turns: int) -> int:
+    """How many turns of a loop are run to time it; the first of them is not counted, as it may warm something up."""
+    return min(turns, max(FEWEST_TURNS, math.ceil(SHARE_OF_TURNS * turns)))

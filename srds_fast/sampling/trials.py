@@ -18,8 +18,9 @@ from ..engine.eager import drain
 from ..engine.run import Observer, Run
 from ..errors import DivergenceError
 from ..planner.choose import choose, fixed_at
-from ..planner.exploration import LOST, Exploration, turns_to_time
+from ..planner.exploration import LOST, Exploration
 from ..planner.plan import Plan
+from ..planner.predictions import turns_to_time
 from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..solvers.contract import Checkpoint, Evaluate

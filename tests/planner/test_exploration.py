@@ -223,6 +223,32 @@ def test_one_slow_run_does_not_keep_other_plans_from_being_timed() -> None:
     assert exploration.due() == other, "of a method that nobody has run"
 
 
+def test_a_plan_is_timed_though_costs_were_measured_while_the_machine_was_slow() -> None:
+    """All was 1.5 times as slow, up to the first run of the stock loop."""
+    first, _, other = OTHERS
+    exploration = explored({SEQUENTIAL: 1.5, first: 1.35, other: 1.6}, budget=9.0)
+    assert exploration.begin()
+    exploration.record(first, 1.65)
+    exploration.record(SEQUENTIAL, 1.5)
+    exploration.record(STOCK, 1.0)
+    assert exploration.due() == other
+
+
+def test_one_interrupted_run_does_not_decide_against_a_plan() -> None:
+    """Only one call had time for the stock loop, and the plan was interrupted in it."""
+    for seconds, taken in ([2.0, 0.5, 0.5], True), ([2.0, 1.1, 1.1], False):
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5}, budget=9.0)
+        for number, each in enumerate(seconds):
+            if not exploration.begin():
+                break
+            exploration.record(OTHERS[0], each)
+            exploration.record(SEQUENTIAL, 1.0)
+            if number == 0:
+                exploration.record(STOCK, 1.0)
+            exploration.end(exploration.plan, each, explored=True)
+        assert (exploration.plan == OTHERS[0]) == taken
+
+
 def test_iterations_that_were_not_expected_say_nothing_of_costs() -> None:
     """A run that took twice the iterations takes twice the time; other plans are not predicted to take longer."""
     for work, corrected in (1.0, 1.5), (2.0, 1.0):  # between the loop, which took what was predicted, and the run

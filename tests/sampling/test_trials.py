@@ -14,7 +14,7 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import Report
-from srds_fast.planner.exploration import turns_to_time
+from srds_fast.planner.predictions import turns_to_time
 from srds_fast.sampling.trials import TurnClock
 from srds_fast.solvers.registry import BY_NAME, Method
 

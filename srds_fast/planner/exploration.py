@@ -36,7 +36,7 @@ ROUNDING = 1e-6
 LOST = 1.5
 # a plan is taken if it takes at most this share of the time of both loops: two or three runs tell no less
 WORTH = 0.93
-CLEARLY = 0.97  # the same for the sequential loop in the place of the stock loop: both make the same network calls
+CLEARLY = 0.97  # the same for one of the two loops in the place of the other: both make the same network calls
 # a plan is dropped if SLOW of its last LAST calls, and these calls in total, took longer than the sequential loop,
 # which is timed again first. SLOW calls alone are no loss: where one input in eight takes twice the iterations, the
 # plan still saves time over all
@@ -56,7 +56,7 @@ class Exploration:
         self.version: int | None = None  # of the experience that the predictions follow from
         self.spent = 0.0  # seconds that timing other ways has cost
         self.calls = 0  # that explored
-        self._budget = budget
+        self._budget, self._limit = budget, CLEARLY  # of the sequential loop's time over the stock loop's
         self._ways: dict[Hashable, Plan | None] = {}  # by signature; None: the stock loop
         self._sequential: Hashable = None
         self._choice: Hashable = None
@@ -75,8 +75,7 @@ class Exploration:
         self._corrected = False  # times are no longer as measured: the machine has become slower or faster
         self._last_way: tuple[Hashable, str] | None = None  # that a call of the user took, and its name
         self._lock = threading.RLock()
-        self._running = 0  # calls under way; nothing is timed if two were at once
-        self._crowded = False
+        self._running, self._crowded = 0, False  # calls under way; nothing is timed if two were at once
 
     @property
     def settled(self) -> bool:
@@ -160,9 +159,10 @@ class Exploration:
                     logger.debug("Predicted for %s:\n%s", counted(plan.num_inference_steps, "step"), plan.prediction)
             self._log_choice()
 
-    def offer_stock(self) -> None:
-        """The stock loop can be timed, and calls of this kind can run on it."""
+    def offer_stock(self, *, on_a_tie: bool = True) -> None:
+        """The stock loop can be timed, and calls of this kind can run on it; on_a_tie: if both loops are as fast."""
         with self._lock:
+            self._limit = CLEARLY if on_a_tie else 1 / CLEARLY
             if self.state == EXPLORING:
                 self._ways.setdefault(STOCK, None)
 
@@ -334,8 +334,9 @@ class Exploration:
         return best if self._ratio(best, base) <= WORTH else base
 
     def _base(self) -> Hashable:
-        """The stock loop, or the sequential one if that is clearly faster: a tie must not make calls slower."""
-        return STOCK if STOCK in self._seconds and self._ratio(self._sequential, STOCK) > CLEARLY else self._sequential
+        """The faster loop; on a tie the one that costs calls less beside its turns."""
+        stock = STOCK in self._seconds and self._ratio(self._sequential, STOCK) > self._limit
+        return STOCK if stock else self._sequential
 
     def _lead(self) -> None:
         """Let calls take the fastest plan of those that have run: a call must not end in an error of a new one."""
@@ -352,8 +353,8 @@ class Exploration:
     def _at_best(self, key: Hashable) -> float:
         """Seconds that a plan may take: as predicted, or less where a loop or runs of others took less than predicted.
 
-        A single run of another plan may have taken longer for reasons of its own: it was the first, or the machine was
-        busy, as it may have been when costs were measured. That must not keep a plan from being timed.
+        The machine may have been busy in a single run of another plan, or while costs were measured. That must not keep
+        a plan from being timed.
         """
         plan, sequential = self._plan(key), predicted_seconds(self._plan(self._sequential))
         loop = min(map(self._estimate, self._loops)) / max(sequential, 1e-9)

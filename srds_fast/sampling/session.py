@@ -150,7 +150,8 @@ class Session:
 
     def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:
         if self.stock is not None:
-            exploration.offer_stock()
+            # `sample` copies a scheduler for the stock loop, and none for ours; a pipeline has its own beside both
+            exploration.offer_stock(on_a_tie=self.path != "sample")
         # without lazy capture another plan would have no recording
         explores = exploration.begin(may_explore=self.graphs is None or self.graphs.lazy)
         seconds = None

@@ -201,6 +201,16 @@ def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
         assert (exploration.due() == OTHERS[0]) == timed
 
 
+@pytest.mark.parametrize("on_a_tie", [True, False])
+def test_on_a_tie_the_loop_is_taken_that_costs_calls_less_beside_its_turns(on_a_tie: bool) -> None:
+    for stock in (0.9, 0.99, 1.01, 1.1):
+        exploration = explored({SEQUENTIAL: 1.0}, stock=False)
+        exploration.offer_stock(on_a_tie=on_a_tie)
+        one_call(exploration, {SEQUENTIAL: 1.0, STOCK: stock})
+        exploration.freeze()
+        assert exploration.chose_stock == (stock == 0.9 or (on_a_tie and stock < 1.1))
+
+
 def test_a_plan_whose_iterations_depend_on_the_input_is_judged_by_their_mean() -> None:
     """Every other input takes 1.3 times the work: 0.93 of the loop at best, 1.07 of it in the mean."""
     for worked, taken in ((True, False), (False, True)):

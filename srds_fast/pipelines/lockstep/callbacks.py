@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ... import clock
 from ...engine.merging.rule import same
@@ -97,7 +98,7 @@ class StepCallback:
                 return partial(self._interrupt, state if newest is None else newest, x.dtype)
             # the loop uses every tensor that is returned, even one that the callback was not given
             returned = {name: value for name, value in outputs.items() if value is not shown.get(name, ...)}
-            kept = {**before.tensors, "latents": state.to(x.dtype)} if "latents" in shown else before.tensors
+            kept = {name: state.to(x.dtype) if name == "latents" else before.tensors[name] for name in shown}
             given = [*shown.items(), *returned.items()]
             changed = sorted({name for name, value in given if name not in kept or not _same(value, kept[name])})
             after = self._shared.copy()
@@ -172,7 +173,7 @@ class _Before:
     """
 
     def __init__(self, pipe: Any, tensors: dict[str, Any]) -> None:
-        self.tensors = {name: _copy(value) for name, value in tensors.items() if name != "latents"}
+        self.tensors = tree_map_only(Tensor, torch.clone, {**tensors, "latents": None})
         self._live = vars(pipe)
         steering = _steering(self._live)
         self._kept = {name: _kept(value) for name, value in steering.items()}
@@ -215,13 +216,6 @@ def _identical(values: Sequence[Any], kept: Sequence[Any]) -> bool:
     return len(values) == len(kept) and all(map(operator.is_, values, kept))
 
 
-# this and `_same` run for every tensor of every step: torch's pytree takes several times as long
-def _copy(value: Any) -> Any:
-    if isinstance(value, list | tuple):  # the images of several ControlNets
-        return type(value)(map(_copy, value))
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 def _kept(value: Any) -> Any:
     """What a container holds now."""
     if isinstance(value, dict):
@@ -239,8 +233,6 @@ def _is(value: Any, other: Any) -> bool:
 
 
 def _same(value: Any, kept: Any) -> bool:
-    if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
-        return len(value) == len(kept) and all(map(_same, value, kept))
-    if isinstance(value, Tensor) and isinstance(kept, Tensor):
-        return same(value, kept)  # a state that is NaN was not changed
-    return value is kept
+    """Whether tensors, also those in lists, hold the same; a state that is NaN was not changed."""
+    now, before = tree_leaves(value), tree_leaves(kept)
+    return len(now) == len(before) and all(map(same, now, before))

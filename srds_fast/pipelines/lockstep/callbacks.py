@@ -129,7 +129,7 @@ class StepCallback:
         """
         held, proxy = vars(pipe), self._lockstep.scheduler
         kept = {name: held[name] for name in ("scheduler", "_current_timestep") if name in held}
-        shown = self._scheduler = self._scheduler or PlainScheduler(proxy.kind)
+        shown = self._scheduler = self._scheduler or PlainScheduler(proxy.__class__)
         held["scheduler"] = shown.before(proxy.state_after(step))
         if kept.get("_current_timestep") is not None:
             held["_current_timestep"] = self._lockstep.samples.timesteps[step]

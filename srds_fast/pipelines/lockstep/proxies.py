@@ -122,11 +122,6 @@ class SchedulerProxy:
         found: dict[str, Any] = self._snapshots.states[step + 1]
         return found
 
-    @property
-    def kind(self) -> type:
-        """The scheduler's own class."""
-        return type(self.inner)
-
     def beside(self, sample: Tensor, *, last: bool) -> tuple[Tensor, ...]:
         """What a step returns beside the sample. Known is only an x0 that is the sample, as after the last step."""
         if self._snapshots is None:

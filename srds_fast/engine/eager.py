@@ -12,22 +12,26 @@ from ..solvers.contract import Evaluate
 
 
 class Evaluator(Protocol):
-    """Runs the network for the waves of a program."""
+    """Runs the network for the waves of a program. One that repeats nothing for rows has a call alone."""
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, [branches * rows, samples, ...]."""
 
     def prepare(self) -> None:
         """Copy to the device now what waves of the whole batch would copy later."""
+        return
 
     def constants(self) -> Iterable[Tensor]:
         """The tensors that were copied."""
+        return ()
 
     def repeat(self, wave: Evaluate) -> None:
         """Repeat the conditioning for the rows of a wave; narrower waves take a slice of it."""
+        return
 
     def forget(self) -> None:
         """Free the repeated conditioning."""
+        return
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ..engine.distributed.digests import digest, digest_of_weights, versions
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
 from ..errors import DivergenceError, RankFailed, SrdsFastError, UnsupportedPipeline
+from ..sampling.recorded.calls import SCALING
 from ..sampling.session import no_room
 from ..schedulers.private_draws import PrivateDraws
 from ..solvers.checks import check_switch
@@ -57,7 +58,6 @@ from .stock import (
     seconds_of_stock,
     stock_call,
 )
-from .takeover.calls import SCALING
 
 logger = logging.getLogger("srds_fast")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +41,8 @@ def open_pipeline(model: str, device: str, dtype: str, ddim: bool, steps: int) -
     if model in zoo.names():
         pipe = zoo.load(model)
     elif Path(model).is_dir():
-        folder = Path(model)
-        _look_at(ddim, lambda name: _text_of(folder / name), steps)
-        pipe = _from_pretrained(model, folder, SAVED, weights)
+        _look_at(model, ddim, steps)
+        pipe = _from_pretrained(model, Path(model), SAVED, weights)
     else:
         pipe = _from_hub(model, ddim, steps, weights)
     if ddim:
@@ -89,20 +86,14 @@ def _from_hub(model: str, ddim: bool, steps: int, dtype: torch.dtype) -> Any:
     except Exception as error:  # no network, no DNS, HF_HUB_OFFLINE, a proxy: what it raises depends on which
         offline = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _first_line(error)
 
-    def text_of(name: str) -> str | None:
-        try:
-            path = huggingface_hub.hf_hub_download(model, name, local_files_only=offline is not None)
-        except Exception:  # it has none, or it cannot be reached
-            return None
-        return _text_of(Path(path))
-
-    if offline is not None and text_of("model_index.json") is None:
+    local = offline is not None
+    if local and _config_of(diffusers.DiffusionPipeline, model) is None:
         raise InvalidArgument(
             f"The model {model!r} was not found: it is no folder here, it was not downloaded before, and the hub "
             f"cannot be reached ({offline}). Connect to the internet, or give the folder of a saved pipeline."
         )
-    _look_at(ddim, text_of, steps)
-    return _from_pretrained(model, model, "Look at its page on the hub.", dtype, local_files_only=offline is not None)
+    _look_at(model, ddim, steps, local)
+    return _from_pretrained(model, model, "Look at its page on the hub.", dtype, local)
 
 
 def _from_pretrained(
@@ -114,38 +105,38 @@ def _from_pretrained(
         raise InvalidArgument(f"The pipeline in {model} cannot be loaded: {error} {advice}") from error
 
 
-def _look_at(ddim: bool, text_of: Callable[[str], str | None], steps: int) -> None:
+def _look_at(model: str, ddim: bool, steps: int, local: bool = True) -> None:
     """Raise what `open_pipeline` would, from the configurations of pipeline and scheduler alone.
 
     Whatever cannot be read here is left to the loading.
     """
-    kind = _class_of(text_of("model_index.json"))
+    kind = _class_of(_config_of(diffusers.DiffusionPipeline, model, local))
     if kind is not None:
         _check_prompt(kind)
-    text = text_of("scheduler/scheduler_config.json")
-    scheduler = diffusers.DDIMScheduler if ddim else _class_of(text)
-    if text is None or scheduler is None:
+    config = _config_of(diffusers.DDIMScheduler, model, local, "scheduler")
+    scheduler = diffusers.DDIMScheduler if ddim else _class_of(config)
+    if config is None or scheduler is None:
         return
     try:
-        made = scheduler.from_config(json.loads(text))
+        made = scheduler.from_config(config)
     except Exception:  # as above
         return
     _check(made, steps)
 
 
-def _text_of(path: Path) -> str | None:
+def _config_of(kind: Any, model: str, local: bool = True, folder: str | None = None) -> dict[str, Any] | None:
+    """The configuration in a folder of the model, under the name of this kind; None if there is none to be read."""
     try:
-        return path.read_text()
-    except (OSError, ValueError):
+        found: dict[str, Any] = kind.load_config(model, local_files_only=local, subfolder=folder)
+    except Exception:  # as above
         return None
+    return found
 
 
-def _class_of(config: str | None) -> Any:
+def _class_of(config: dict[str, Any] | None) -> Any:
     """The class of diffusers that a configuration names; None if it names none."""
-    try:
-        return getattr(diffusers, json.loads(config or "{}")["_class_name"], None)
-    except (ValueError, KeyError, TypeError):
-        return None
+    name = (config or {}).get("_class_name")
+    return getattr(diffusers, name, None) if isinstance(name, str) else None
 
 
 def _check(scheduler: Any, steps: int) -> None:

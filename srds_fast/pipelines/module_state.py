@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from types import CellType, FunctionType, MethodType
@@ -80,7 +80,7 @@ class ModuleState:
 
         Random generators are always read anew.
         """
-        return not self._random and all(each.is_same(_identical) for each in self._all)
+        return not self._random and all(each.is_same(_all_identical) for each in self._all)
 
     def _look_at(self, name: str, module: nn.Module) -> None:
         state, held = module.__dict__, self._modules
@@ -215,27 +215,30 @@ class _Held:
 
     def complete(self) -> None:
         """All that is to be held was added."""
-        self._lengths = list(map(len, self._live))
-        self._flat = list(self._values())
+        self._empty = [each for each in self._live if not each]  # most tables of a module are
+        self._filled = [each for each in self._live if each]
+        self._lengths = list(map(len, self._filled))
+        self._values = self._values_now()
         self.tensors = [each for each in self.tensors if _counts_writes(each[1])]
         self._counted: list[Any] = [tensor for _, tensor in self.tensors]
         self._writes = self._writes_now()
 
-    def _values(self) -> Iterator[Any]:
-        attributes = [getter(state) for getter, state in self._attributes]
-        return chain(chain.from_iterable(attributes), chain.from_iterable(self._views))
+    def _values_now(self) -> list[Sequence[Any]]:
+        """What the containers hold: the attributes of each module, and then what is in all the others."""
+        return [*[getter(state) for getter, state in self._attributes], list(chain.from_iterable(self._views))]
 
     def _writes_now(self) -> list[int]:
         """Of every tensor, how often it was written to, and where it lies."""
         found = list(map(_version, self._counted))
         return found if self.moved else found + list(map(Tensor.data_ptr, self._counted))
 
-    def is_same(self, same: Callable[[Sequence[Any], Sequence[Any]], bool] = operator.eq) -> bool:
-        """same: compares two lists of values. The same object is equal to itself, and not looked at."""
+    def is_same(self, same: Callable[[Any, Any], bool] = operator.eq) -> bool:
+        """same: compares two lists of sequences. The same object is equal to itself, and not looked at."""
         try:
             return (
-                self._lengths == list(map(len, self._live))
-                and same(list(self._values()), self._flat)
+                not any(self._empty)
+                and self._lengths == list(map(len, self._filled))
+                and same(self._values_now(), self._values)
                 and self._writes == self._writes_now()
                 and all(cell.cell_contents is value for _, cell, value in self._cells)
                 and all(names.get(each, ...) is value for _, names, each, value in self._globals)
@@ -294,6 +297,10 @@ def _is_held(now: Any, before: Any) -> bool:
 
 def _identical(now: Any, before: Any) -> bool:
     return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+def _all_identical(now: Iterable[Sequence[Any]], before: Iterable[Sequence[Any]]) -> bool:
+    return _identical(*(list(chain.from_iterable(each)) for each in (now, before)))
 
 
 def _difference(now: Any, before: Any, may_keep: bool) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..engine.compiled import unwrapped
+from ..engine.compiled import is_compiled, unwrapped
+from ..engine.graphs.capturable import NetworkCalls
 from ..errors import UnsupportedPipeline
 from .lockstep.proxies import NetworkProxy
 
@@ -75,3 +76,18 @@ def _own(guider: Any) -> Any:
 
 def _on_network(function: Callable[[Any], None], network: Any) -> None:
     function(network.network if type(network) is NetworkProxy else network)
+
+
+def network_calls(
+    networks: Sequence[nn.Module], device: torch.device, replacements: Mapping[nn.Module, Callable[..., Any]]
+) -> NetworkCalls:
+    """What graphs of these networks depend on. replacements: maps a network to the callable to use instead."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    backend = str(_AttentionBackendRegistry.get_active_backend()[0])  # of processors that name none
+    return NetworkCalls(
+        tuple(networks),
+        device,
+        (tuple(map(id, replacements.values())), backend),
+        any(network in replacements or is_compiled(network) for network in networks),
+    )

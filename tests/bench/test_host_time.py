@@ -16,7 +16,7 @@ from torch import nn
 
 from bench.regression.dispatched import Dispatched
 from bench.speed import host_time
-from bench.speed.host_time import BY_TURNS, PIPELINES, Case
+from bench.speed.host_time import BY_TURNS, CALLED_BACK, PIPELINES, Case
 from bench.workloads.pipelines import network_of
 from srds_fast import sample
 from srds_fast.pipelines import hooks, network_checks
@@ -63,6 +63,23 @@ def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
                 told = sum(each in tells for each in wave.boundaries)
                 assert turn["operations"] <= most + 8 + jumps + 2 * len(wave.boundaries) + 4 * told
                 assert not turn["host_waits"]
+
+
+def test_a_callback_costs_few_operations() -> None:
+    """Copies of the scheduler, and of what else the function may write into, are made once a call."""
+
+    def more(steps: int) -> Counter[str]:
+        case, found = Case("SD DDIM", steps), list[Counter[str]]()
+        for loop in ("srds", CALLED_BACK):
+            with Dispatched() as dispatched:
+                case.call(loop)
+            found.append(dispatched.counts)
+        return found[1] - found[0]
+
+    steps = 9
+    few, many = more(steps), more(2 * steps)
+    assert many["allocations"] - few["allocations"] <= 4 * steps, "states kept for it, and copies of the latents"
+    assert many["operations"] - few["operations"] <= 12 * steps, "five tensors of the scheduler are compared"
 
 
 def looks(run: Callable[[], object]) -> Counter[str]:

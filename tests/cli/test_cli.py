@@ -19,7 +19,7 @@ import pytest
 import safetensors
 import tiny
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, HeunDiscreteScheduler, RePaintScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline, HeunDiscreteScheduler, RePaintScheduler, configuration_utils
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from PIL import Image
 
@@ -518,7 +518,11 @@ def test_a_downloaded_model_of_the_hub_is_run_without_the_hub(
         return tiny.stable_diffusion()
 
     monkeypatch.setattr(huggingface_hub, "model_info", fails)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, file, **__: str(Path(folder, file)))
+
+    def downloaded(_: str, filename: str, subfolder: str | None, **__: Any) -> str:
+        return str(Path(folder, subfolder or "", filename))
+
+    monkeypatch.setattr(configuration_utils, "hf_hub_download", downloaded)
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", loaded)
     argv = ["generate", "--model", "owner/name", "--prompt", "a", "--out", str(tmp_path), "--method", "sequential"]
     assert main([*argv, "--steps", "3"]) == 0

@@ -17,7 +17,7 @@ import srds_fast
 from srds_fast.engine.merging.rule import Call
 from srds_fast.pipelines.takeover.calls import arguments_of
 from srds_fast.pipelines.takeover.inferred import Inference
-from srds_fast.pipelines.takeover.network import RecordedNetwork
+from srds_fast.sampling.recorded.network import RecordedNetwork
 from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches

@@ -20,6 +20,7 @@ from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...planner.search import Pricing
 from ...sampling.planner import Planner
+from ...sampling.recorded.network import RecordedNetwork
 from ...sampling.rows import Generators, draw_noise, state_dtype
 from ...sampling.session import Session
 from ...sampling.trials import TimeStock
@@ -29,7 +30,7 @@ from ...solvers.contract import Checkpoint, Constrain, Evaluate, SolverInputs, T
 from ...solvers.registry import check_warm_start
 from ..kinds import KindOfLoop
 from ..module_state import ModuleState, NetworkChanged
-from ..takeover.network import RecordedNetwork, network_calls
+from ..networks import network_calls
 from .constraint import Arrival
 from .memory import LoopMemory
 

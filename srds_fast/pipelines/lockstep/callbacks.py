@@ -11,13 +11,16 @@ error or interrupts the call, the loop makes one more turn, and gets that at its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ... import clock
 from ...engine.merging.rule import same
@@ -25,6 +28,7 @@ from ...errors import UnsupportedPipeline
 from .call_session import LeaveWaves
 from .loop import LockstepLoop
 from .proxies import NetworkProxy
+from .snapshots import PlainScheduler
 
 # makes what the loop gets from its callback at the end of a turn
 Reply = Callable[[], Any]
@@ -43,6 +47,8 @@ class StepCallback:
         self._user, self._lockstep, self._shared, self._asked = user, lockstep, shared, interrupted
         self._pipe: Any = None
         self._tensors: dict[str, Any] | None = None  # of the last turn
+        self._before: _Before | None = None  # what they and the pipe hold since that turn
+        self._scheduler: PlainScheduler | None = None  # that the function is shown
         self._varies: dict[str, None] = {}  # names of those that were other objects in another turn
         self._reply: Reply | None = None  # for the loop, at the end of its next turn
 
@@ -51,7 +57,7 @@ class StepCallback:
         if (before := self._tensors) is not None:
             again = (name for name, value in tensors.items() if not _is(value, before.get(name)))
             self._varies |= dict.fromkeys(name for name in again if name != "latents")
-        self._pipe, self._tensors = pipe, tensors
+        self._pipe, self._tensors, self._before = pipe, tensors, None
         reply, self._reply = self._reply or self._tell(pipe, tensors), None
         return {} if reply is None else reply()
 
@@ -78,11 +84,11 @@ class StepCallback:
         samples, latents = self._lockstep.samples, tensors.get("latents")
         while samples.told < samples.final_steps:
             step, samples.told = samples.told, samples.told + 1
+            before = self._before = self._before or _Before(pipe, tensors)
+            shared = self._shared.copy()
             state = samples.state_after(step)
             x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
             shown = {name: x if name == "latents" else value for name, value in tensors.items()}
-            kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
-            shared = self._shared.copy()
             with self._standing_at(pipe, step), clock.stopped():
                 outputs = self._user(pipe, step, samples.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
@@ -91,12 +97,14 @@ class StepCallback:
                 newest = samples.run.newest
                 return partial(self._interrupt, state if newest is None else newest, x.dtype)
             # the loop uses every tensor that is returned, even one that the callback was not given
-            given = [*shown.items(), *outputs.items()]
+            returned = {name: value for name, value in outputs.items() if value is not shown.get(name, ...)}
+            kept = {name: state.to(x.dtype) if name == "latents" else before.tensors[name] for name in shown}
+            given = [*shown.items(), *returned.items()]
             changed = sorted({name for name, value in given if name not in kept or not _same(value, kept[name])})
-            self._take_over(pipe, shared)
-            after = _steering(pipe)
-            names = sorted(steering.keys() | after.keys())
-            changed += [name.lstrip("_") for name in names if not _is(steering.get(name, ...), after.get(name, ...))]
+            after = self._shared.copy()
+            if not (before.is_same() and _identical([*after, *after.values()], [*shared, *shared.values()])):
+                self._take_over(pipe, shared, after)
+                changed += before.changed()
             # where each step is evaluated after the one before was told, the loop goes on with what it finds
             held = None if samples.in_order else samples.held
             if held is not None and (part := held.changed_exactly()) is not None:
@@ -119,27 +127,26 @@ class StepCallback:
 
         UnsupportedPipeline: the user's function has changed the scheduler. The other steps were read from it before.
         """
-        held = vars(pipe)
+        held, proxy = vars(pipe), self._lockstep.scheduler
         kept = {name: held[name] for name in ("scheduler", "_current_timestep") if name in held}
-        held["scheduler"] = scheduler = self._lockstep.scheduler.after(step)
+        shown = self._scheduler = self._scheduler or PlainScheduler(proxy.__class__)
+        held["scheduler"] = shown.before(proxy.state_after(step))
         if kept.get("_current_timestep") is not None:
             held["_current_timestep"] = self._lockstep.samples.timesteps[step]
-        before = {name: value.clone() for name, value in vars(scheduler).items() if isinstance(value, Tensor)}
         try:
             yield
-            after = vars(held["scheduler"])
-            changed = [name for name, value in before.items() if not _same_numbers(after.get(name), value)]
+            changed = shown.changed_in(held["scheduler"])
         finally:
             held.update(kept)
-        if changed:
+        if changed is not None:
             raise UnsupportedPipeline(
-                f"The callback changed {changed[0]} of the scheduler at step {step}. The steps of a call are read from "
+                f"The callback changed {changed} of the scheduler at step {step}. The steps of a call are read from "
                 "its scheduler before the first one. Call the pipeline itself, or give the call other timesteps."
             )
 
-    def _take_over(self, pipe: Any, before: dict[str, Any]) -> None:
+    def _take_over(self, pipe: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Give the pipe of the call what the function has set on the user's own pipeline, and the other way round."""
-        for name, value in self._shared.copy().items():
+        for name, value in after.items():
             if value is not before.get(name, ...) and name not in _IGNORED:
                 vars(pipe)[name] = value
         for name, value in vars(pipe).copy().items():
@@ -156,27 +163,57 @@ def _raised(why: Exception) -> Any:
     raise why
 
 
-def _same_numbers(value: Any, kept: Tensor) -> bool:
-    return isinstance(value, Tensor) and same(value.to(kept.device), kept)
-
-
 _IGNORED = ("_interrupt", "_progress_bar_config", "_current_timestep", "_num_timesteps", "scheduler")
 
 
-def _steering(pipe: Any) -> dict[str, Any]:
-    """The attributes of a pipe that steer its loop, and its networks. Dictionaries and lists are written into, too."""
+class _Before:
+    """What the function may change, as it is between two turns of the loop.
+
+    tensors: copies of those that the function is shown.
+    """
+
+    def __init__(self, pipe: Any, tensors: dict[str, Any]) -> None:
+        self.tensors = tree_map_only(Tensor, torch.clone, {**tensors, "latents": None})
+        self._live = vars(pipe)
+        steering = _steering(self._live)
+        self._kept = {name: _kept(value) for name, value in steering.items()}
+        self._views = [self._live, self._live.values(), *chain.from_iterable(map(_views, steering.values()))]
+        self._flat = list(chain.from_iterable(self._views))
+
+    def is_same(self) -> bool:
+        """Whether the attributes are the same objects, and nothing was written into their dictionaries and lists."""
+        return _identical(list(chain.from_iterable(self._views)), self._flat)
+
+    def changed(self) -> list[str]:
+        """The names of attributes that steer the loop, and do it in another way now."""
+        after = _steering(self._live)
+        names = sorted(self._kept.keys() | after.keys())
+        return [name.lstrip("_") for name in names if not _is(after.get(name, ...), self._kept.get(name, ...))]
+
+
+def _steering(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a pipe that steer its loop, and its networks."""
     return {
-        name: _kept(value)
-        for name, value in vars(pipe).items()
-        if (name[:1] == "_" and name not in _IGNORED) or isinstance(value, NetworkProxy)
+        name: value
+        for name, value in attributes.items()
+        if (name[:1] == "_" and name not in _IGNORED) or type(value) is NetworkProxy
     }
 
 
-# this and `_same` run for every tensor of every step: torch's pytree takes several times as long
-def _copy(value: Any) -> Any:
-    if isinstance(value, list | tuple):  # the images of several ControlNets
-        return type(value)(map(_copy, value))
-    return value.clone() if isinstance(value, Tensor) else value
+def _views(value: Any) -> Iterator[Iterable[Any]]:
+    """What a dictionary or a list holds now, with its keys, and what those in it hold."""
+    if isinstance(value, dict):
+        yield value
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    yield value
+    for each in value:
+        yield from _views(each)
+
+
+def _identical(values: Sequence[Any], kept: Sequence[Any]) -> bool:
+    return len(values) == len(kept) and all(map(operator.is_, values, kept))
 
 
 def _kept(value: Any) -> Any:
@@ -196,8 +233,6 @@ def _is(value: Any, other: Any) -> bool:
 
 
 def _same(value: Any, kept: Any) -> bool:
-    if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
-        return len(value) == len(kept) and all(map(_same, value, kept))
-    if isinstance(value, Tensor) and isinstance(kept, Tensor):
-        return same(value, kept)  # a state that is NaN was not changed
-    return value is kept
+    """Whether tensors, also those in lists, hold the same; a state that is NaN was not changed."""
+    now, before = tree_leaves(value), tree_leaves(kept)
+    return len(now) == len(before) and all(map(same, now, before))

@@ -20,6 +20,7 @@ from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
 from ...errors import UnsupportedPipeline
 from ...planner.search import Pricing
+from ...sampling.recorded.network import RecordedNetwork
 from ...sampling.recorded.roles import Inferred
 from ...sampling.session import Session, no_room
 from ...schedulers.private_draws import PrivateDraws
@@ -32,7 +33,6 @@ from ..module_state import ModuleState, NetworkChanged, WeightsWritten
 from ..network_checks import NO_CHECK
 from ..networks import training
 from ..takeover.inferred import Inference
-from ..takeover.network import RecordedNetwork
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, LeaveWaves, refuse_other_shapes
 from .placeholders import Placeholders

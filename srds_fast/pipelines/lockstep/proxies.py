@@ -117,9 +117,10 @@ class SchedulerProxy:
         for each in self.companions:
             each.look_before(step)
 
-    def after(self, step: int) -> Any:
-        """A plain scheduler that has made this step, for a user to look at. Only where there are snapshots."""
-        return self._snapshots.before(step + 1, own=True)
+    def state_after(self, step: int) -> dict[str, Any]:
+        """What the scheduler holds when it has made this step. Only where there are snapshots."""
+        found: dict[str, Any] = self._snapshots.states[step + 1]
+        return found
 
     def beside(self, sample: Tensor, *, last: bool) -> tuple[Tensor, ...]:
         """What a step returns beside the sample. Known is only an x0 that is the sample, as after the last step."""

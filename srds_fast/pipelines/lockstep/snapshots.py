@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...caches import Cache, of_process
+from ...engine.merging.rule import same
 from ...schedulers.own_loop import OwnLoop, StepCall
 from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import state_key
@@ -38,17 +39,40 @@ class Snapshots:
     returns: int
     ends_alike: bool
 
-    def before(self, step: int, *, own: bool = False) -> Any:
-        """A scheduler as it is before a step, and after the one before that. The loop may change it.
-
-        own: its tensors are copies too, into which a user may write.
-        """
+    def before(self, step: int) -> Any:
+        """A scheduler as it is before a step, and after the one before that. The loop may change it."""
         twin: Any = object.__new__(self.kind)
-        state = _copied(self.states[step])
-        if own:
-            state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-        vars(twin).update(state)
+        vars(twin).update(_copied(self.states[step]))
         return twin
+
+
+class PlainScheduler:
+    """A scheduler for a user to look at, and to write into: its tensors are copies."""
+
+    def __init__(self, kind: type) -> None:
+        self._scheduler: Any = object.__new__(kind)
+        self._state: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}  # of which its own are copies
+
+    def before(self, state: dict[str, Any]) -> Any:
+        """The scheduler, as it is in a state."""
+        held, last, self._state = vars(self._scheduler), self._state, state
+        for name, value in state.items():
+            if last.get(name, ...) is not value or isinstance(value, list):
+                self._tensors.pop(name, None)
+                held[name] = list(value) if isinstance(value, list) else value
+                if isinstance(value, Tensor):
+                    self._tensors[name], held[name] = value, value.clone()
+        return self._scheduler
+
+    def changed_in(self, scheduler: Any) -> str | None:
+        """The name of a tensor with other numbers in a scheduler, which may be another one; None: there is none."""
+        held = vars(scheduler)
+        return next((name for name, kept in self._tensors.items() if not _same_numbers(held.get(name), kept)), None)
+
+
+def _same_numbers(value: Any, kept: Tensor) -> bool:
+    return isinstance(value, Tensor) and same(value.to(kept.device), kept)
 
 
 _kept: Cache[Snapshots] = of_process("schedulers between steps", MOST_KEPT)

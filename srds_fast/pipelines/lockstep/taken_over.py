@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
+from functools import partial
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ...engine.distributed import call as distributed
 from ...engine.graphs.network_graphs import CHANGED
 from ...engine.run import Run
 from ...sampling.recorded.calls import tensors_of, with_tensors
+from ...sampling.recorded.network import RecordedNetwork, solver_inputs
 from ...sampling.recorded.roles import Inferred
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
@@ -19,9 +21,8 @@ from ...schedulers.private_draws import paused
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ..network_checks import parts_that_decide
-from ..networks import training
+from ..networks import network_calls, training
 from ..takeover.calls import bound
-from ..takeover.network import RecordedNetwork, solver_inputs
 from .call_session import CallSession
 from .turns import Ran
 
@@ -36,7 +37,9 @@ def recorded(
         given = tensors_of(call for variant in variants for call in variant.calls)
         variants = with_tensors(variants, given, {name: distributed.of_first(each) for name, each in given.items()})
     inputs = solver_inputs(inferred, variants, inputs, len(state))
-    return RecordedNetwork(inferred, variants, state, noise, inputs, settings.replacements, settings.overlap)
+    replacements = settings.replacements
+    to_record = partial(network_calls, device=state.device, replacements=replacements)
+    return RecordedNetwork(inferred, variants, state, noise, inputs, replacements, to_record, settings.overlap)
 
 
 def kind_of_check(network: RecordedNetwork) -> Hashable:

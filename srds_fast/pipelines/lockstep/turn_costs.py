@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...engine.eager import Evaluator
 from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
 from ...planner.plan import Plan
@@ -15,7 +16,7 @@ from ...planner.search import Pricing
 from ...solvers.contract import Evaluate
 
 
-class CallsOfTurns:
+class CallsOfTurns(Evaluator):
     """The network calls of a wave without the loop's own code; see `engine.eager.Evaluator`.
 
     turns: the calls of some turns, of the same kinds. Rows repeat them in turn.
@@ -30,18 +31,6 @@ class CallsOfTurns:
         for calls in zip(*rows, strict=True):
             self._merged(calls)
         return wave.x
-
-    def prepare(self) -> None:
-        pass
-
-    def constants(self) -> Iterable[Tensor]:
-        return ()
-
-    def repeat(self, wave: Evaluate) -> None:
-        pass
-
-    def forget(self) -> None:
-        pass
 
 
 def with_turns(pricing: Pricing, turn_seconds: float, turns_a_row: int) -> Pricing:

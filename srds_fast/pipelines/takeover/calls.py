@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from ...sampling.recorded.roles import Answer, ByStep, Column, Inferred, Joined,
 from ...sampling.rows import state_dtype
 from ..lockstep.turns import Ran
 
-# the arguments by which loops scale the layers of a LoRA
-SCALING = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 # numbers that a ControlNet multiplies with: given as tensors, a recording serves all their values
 FACTORS = ("conditioning_scale",)
 
@@ -102,14 +99,3 @@ def _bound(
         else:
             moving[name] = moved(roles, arguments[name], [(step, each[name]) for step, each in by_step.items()])
     return NetworkCall(network, pattern, fixed, moving, len(states[0]), states[0].dtype)
-
-
-def unscaled(call: NetworkCall) -> tuple[NetworkCall, float]:
-    """The call without the factor that it applies to the scales of LoRA layers, and the factor."""
-    for name in SCALING:
-        for given in (call.fixed, call.moving):
-            if "scale" in (given.get(name) or {}):
-                without: Arguments = {**given, name: {**given[name], "scale": 1.0}}
-                changed = replace(call, fixed=without) if given is call.fixed else replace(call, moving=without)
-                return changed, given[name]["scale"]
-    return call, 1.0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...engine import cancellation
 from ...engine.merging.rounding import distance
+from ...sampling.recorded.network import RecordedNetwork
 from ...sampling.recorded.roles import Answer, ByStep, Column, Inferred, Role, State, Variant
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
@@ -21,7 +22,6 @@ from ..module_state import ModuleState
 from ..network_checks import CHANGES, TWO_ANSWERS, Checked, why_order_matters
 from .calls import parts, parts_of
 from .inferred import EXACT, cut, is_scaled, residual
-from .network import RecordedNetwork
 
 # why a loop makes its own turns
 DIFFERS = "its network calls, repeated for rows, give something else"

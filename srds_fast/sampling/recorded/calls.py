@@ -15,6 +15,8 @@ from .roles import Pattern, Variant
 
 Arguments = dict[int | str, Any]  # of a network call, by position or name
 
+# the arguments by which loops scale the layers of a LoRA
+SCALING = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 
 
@@ -83,6 +85,17 @@ def with_tensors(
         return replace(call, fixed=fixed, moving=moving)
 
     return [replace(each, calls=[substituted(call) for call in each.calls]) for each in variants]
+
+
+def unscaled(call: NetworkCall) -> tuple[NetworkCall, float]:
+    """The call without the factor that it applies to the scales of LoRA layers, and the factor."""
+    for name in SCALING:
+        for given in (call.fixed, call.moving):
+            if "scale" in (given.get(name) or {}):
+                without: Arguments = {**given, name: {**given[name], "scale": 1.0}}
+                changed = replace(call, fixed=without) if given is call.fixed else replace(call, moving=without)
+                return changed, given[name]["scale"]
+    return call, 1.0
 
 
 def signature_of(calls: Iterable[NetworkCall]) -> Hashable:

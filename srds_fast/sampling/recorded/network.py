@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine.compiled import is_compiled
 from ...engine.eager import Evaluator
 from ...engine.graphs.adapter_scales import AdapterScales
 from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
@@ -21,21 +20,21 @@ from ...kernels.common.dispatch import implementation
 from ...kernels.common.network_input import guided
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
-from ...sampling.recorded.calls import (
+from ...schedulers.table import NoiseTable
+from ...solvers.contract import Core, Evaluate, SolverInputs
+from ...solvers.program import Boundary, Program, Row, Wave
+from .calls import (
     Calls,
     NetworkCall,
     conditions_of,
     kind_of,
     signature_of,
     tensors_of,
+    unscaled,
     with_tensors,
 )
-from ...sampling.recorded.roles import Inferred
-from ...sampling.recorded.rows import Around, Repeated
-from ...schedulers.table import NoiseTable
-from ...solvers.contract import Core, Evaluate, SolverInputs
-from ...solvers.program import Boundary, Program, Row, Wave
-from .calls import unscaled
+from .roles import Inferred
+from .rows import Around, Repeated
 
 # a weight of one branch that is 1, but for rounding
 LINEAR = 1e-9
@@ -43,7 +42,10 @@ LINEAR = 1e-9
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """See `srds_fast.sampling.network.Network`. inferred: of the loop, whose calls are the variants."""
+    """See `srds_fast.sampling.network.Network`. inferred: of the loop, whose calls are the variants.
+
+    to_record: says what graphs of some of its networks depend on.
+    """
 
     inferred: Inferred
     variants: Sequence[Calls]
@@ -51,6 +53,7 @@ class RecordedNetwork:
     noise: NoiseTable
     inputs: SolverInputs
     replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    to_record: Callable[[tuple[nn.Module, ...]], NetworkCalls]
     overlap: str  # how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded)
 
     @property
@@ -123,7 +126,7 @@ class RecordedNetwork:
         return Capturable(
             (*signature, signature_of(calls), None if self._guide is None else tuple(by_step)),
             own | given,
-            network_calls(tuple(factors), state.device, replacements),
+            self.to_record(tuple(factors)),
             begin,
             through,
             plan.options.num_checkpoints(plan.max_iterations),
@@ -189,18 +192,3 @@ def _program_at(num_steps: int, steps: tuple[int, ...]) -> Program:
     """A program of one wave, of rows at these steps."""
     rows = tuple(Row(number, 0, step, step, coarse=False, fine=True) for number, step in enumerate(steps))
     return Program(num_steps, (0, num_steps), 1, (Wave(rows, (Boundary(0, 1),)),))
-
-
-def network_calls(
-    networks: Sequence[nn.Module], device: torch.device, replacements: Mapping[nn.Module, Callable[..., Any]]
-) -> NetworkCalls:
-    """What graphs of these networks depend on. replacements: maps a network to the callable to use instead."""
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-    backend = str(_AttentionBackendRegistry.get_active_backend()[0])  # of processors that name none
-    return NetworkCalls(
-        tuple(networks),
-        device,
-        (tuple(map(id, replacements.values())), backend),
-        any(network in replacements or is_compiled(network) for network in networks),
-    )

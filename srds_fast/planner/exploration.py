@@ -34,9 +34,9 @@ PLANS, NEAR = 3, 1.5
 ROUNDING = 1e-6
 # a way whose runs took this many times as long as those of the fastest is not run again
 LOST = 1.5
-# a plan is taken if it takes at most this share of the time of both loops: two or three runs tell no less
+# a plan is taken for the loops, and our loop for the stock loop, at this share of their time: few runs tell no less
 WORTH = 0.93
-CLEARLY = 0.97  # the same for one of the two loops in the place of the other: both make the same network calls
+CLEARLY = 0.97  # the same for the stock loop where our loop costs calls less beside its turns
 # a plan is dropped if SLOW of its last LAST calls, and these calls in total, took longer than the sequential loop,
 # which is timed again first. SLOW calls alone are no loss: where one input in eight takes twice the iterations, the
 # plan still saves time over all
@@ -56,7 +56,7 @@ class Exploration:
         self.version: int | None = None  # of the experience that the predictions follow from
         self.spent = 0.0  # seconds that timing other ways has cost
         self.calls = 0  # that explored
-        self._budget, self._limit = budget, CLEARLY  # of the sequential loop's time over the stock loop's
+        self._budget, self._limit = budget, WORTH  # of the sequential loop's time over the stock loop's
         self._ways: dict[Hashable, Plan | None] = {}  # by signature; None: the stock loop
         self._sequential: Hashable = None
         self._choice: Hashable = None
@@ -162,7 +162,7 @@ class Exploration:
     def offer_stock(self, *, on_a_tie: bool = True) -> None:
         """The stock loop can be timed, and calls of this kind can run on it; on_a_tie: if both loops are as fast."""
         with self._lock:
-            self._limit = CLEARLY if on_a_tie else 1 / CLEARLY
+            self._limit = WORTH if on_a_tie else 1 / CLEARLY
             if self.state == EXPLORING:
                 self._ways.setdefault(STOCK, None)
 

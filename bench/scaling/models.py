@@ -36,7 +36,6 @@ class Network:
         units: of a row: 2 under classifier-free guidance.
         unit_bytes: of the output of one unit.
         outside: what runs take outside the network and the gather; by_method: of some methods, by name.
-        again: the curve of calls after one of the same width; None: the same as `curve`.
         source: of the curve, and what is assumed beyond it.
     """
 
@@ -47,7 +46,6 @@ class Network:
     source: str
     outside: Outside = NOTHING
     by_method: Mapping[str, Outside] = field(default_factory=dict)
-    again: CostCurve | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,6 @@ def measured(each: dict[str, Any], how: str = RANKS) -> Network:
         f"measured by bench.scaling.real, in loops of {how}; beyond the widest call: in proportion",
         Outside(*costs["host"]),
         {method: Outside(*each) for method, each in costs["host_by_method"].items()},
-        CostCurve(tuple(costs["units"]), tuple(costs["seconds_again"])),
     )
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.quality.contestants import CONTESTANTS
 from srds_fast.planner import choose as choose_plans
 from srds_fast.planner.choose import choose, until
-from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.method import Stopping
@@ -96,13 +94,8 @@ def candidates(steps: int, devices: int) -> Iterator[Way]:
 def seconds(way: Way, network: Network, devices: int, gather: Gather) -> float:
     """Predicted seconds of a run."""
     widths, sharing = way.widths, way.sharing(devices)
-
-    def shared(curve: CostCurve) -> CostCurve:
-        return curve.shared(
-            sharing, network.units, lambda units: gather(sharing, units * network.unit_bytes), max(widths)
-        )
-
-    changed = shared(network.curve)
-    again = changed if network.again is None else shared(network.again)
-    waves = sum((again if width == before else changed)(width) for before, width in pairwise([0, *widths]))
-    return waves + network.by_method.get(way.plan.method, network.outside).seconds(widths)
+    curve = network.curve.shared(
+        sharing, network.units, lambda units: gather(sharing, units * network.unit_bytes), max(widths)
+    )
+    outside = network.by_method.get(way.plan.method, network.outside)
+    return sum(map(curve, widths)) + outside.seconds(widths)

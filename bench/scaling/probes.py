@@ -3,8 +3,7 @@
 A wave is a network call, a gather, and what the host does before the next wave. Each takes longer between the others
 than in a row of its own kind. So they are measured in turn, by all processes at the same time: a network call of one of
 many widths, in shuffled order, with its gather, and behind it the host's part of a wave of one of the methods, whose
-core is given zeros. Calls and cores do not belong together, and no run is timed that is to be predicted. Every call is
-made twice: a call after one of the same width finds its code and memory in the caches, as most calls of a loop do.
+core is given zeros. Calls and cores do not belong together, and no run is timed that is to be predicted.
 
 A machine changes its speed from minute to minute. So every round of timed runs also measures the costs that predict
 them once more. A cost is a mean over the calls of a round, as a loop takes the sum of its calls, and then a median over
@@ -35,8 +34,8 @@ from .subjects import Parts
 
 # of the process that evaluates most of a wave
 UNITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-# pairs of calls in a round: of one unit, and at least
-CALLS, FEWEST_CALLS = 16, 1
+# calls of a round: of one unit, and at least
+CALLS, FEWEST_CALLS = 32, 2
 Times = dict[int, list[float]]
 
 
@@ -44,16 +43,14 @@ Times = dict[int, list[float]]
 class Costs:
     """Costs of one kind of waves: means of each round. size: processes that share a wave.
 
-    network: seconds of a call by units of the process that evaluates most; again: the same after a call of the same
-    width; gather: what the wave takes beyond it, by rows; host: seconds of all waves of a run outside network and
-    gather, by way.
+    network: seconds of a call by units of the process that evaluates most; gather: what the wave takes beyond it, by
+    rows; host: seconds of all waves of a run outside network and gather, by way.
     """
 
     parts: Mapping[int, Parts]  # by steps
     ways: Sequence[Way]
     size: int
     network: Times = field(default_factory=lambda: defaultdict(list))
-    again: Times = field(default_factory=lambda: defaultdict(list))
     gather: Times = field(default_factory=lambda: defaultdict(list))
     host: Times = field(default_factory=lambda: defaultdict(list))
 
@@ -69,19 +66,18 @@ class Costs:
         turns = [each for each, units in enumerate(busiest) for _ in range(max(FEWEST_CALLS, CALLS // units))]
         turns *= 1 + sum(len(way.widths) for way in self.ways) // len(turns)  # more than the host's waves
         random.Random(number).shuffle(turns)
-        network, again, gather = (defaultdict[int, list[float]](list) for _ in range(3))
+        network, gather = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
         for each in waves:
             evaluate(each)
         host = self._host()
         for each in turns:
-            for calls in (network, again):
-                before = shared.work if shared is not None else distributed.NOTHING_DONE
-                seconds, _ = timed(lambda: evaluate(waves[each]))  # noqa: B023
-                others = 0.0 if shared is None else shared.work.since(before).seconds
-                calls[busiest[each]].append(seconds - others)
-                gather[widths[each]].append(others)
-                next(host, None)
-        for found, kept in ((network, self.network), (again, self.again), (gather, self.gather)):
+            before = shared.work if shared is not None else distributed.NOTHING_DONE
+            seconds, _ = timed(lambda: evaluate(waves[each]))  # noqa: B023
+            others = 0.0 if shared is None else shared.work.since(before).seconds
+            network[busiest[each]].append(seconds - others)
+            gather[widths[each]].append(others)
+            next(host, None)
+        for found, kept in ((network, self.network), (gather, self.gather)):
             for key, times in found.items():
                 kept[key].append(statistics.mean(times))
 
@@ -101,7 +97,7 @@ class Costs:
             self.host[number].append(seconds)
 
     def clear(self) -> None:
-        for each in (self.network, self.again, self.gather, self.host):
+        for each in (self.network, self.gather, self.host):
             each.clear()
 
     def document(self, row_bytes: int) -> dict[str, Any]:
@@ -123,7 +119,6 @@ class Costs:
         return {
             "units": units,
             "seconds": [statistics.median(self.network[each]) for each in units],
-            "seconds_again": [statistics.median(self.again[each]) for each in units],
             "gather_latency": latency,
             "gather_seconds_of_a_byte": of_byte,
             "gather_by_rows": gather,

@@ -19,19 +19,14 @@ from srds_fast.planner.settings import Settings
 
 IN_PROPORTION = CostCurve((1, 64), (1.0, 64.0))
 LINK = Link("a link", 1.0, 0.1, 100.0, "made up", host=0.4)
-ONE = {"seconds": [0.5, 1.5], "seconds_again": [0.25, 1.0], "host": [0.5, 0.0], "host_by_method": {}}
-TWO = {
-    "seconds": [1.0, 2.0],
-    "seconds_again": [1.0, 1.5],
-    "host": [0.25, 0.125],
-    "host_by_method": {"sequential": [0.5, 0.0]},
-}
+ONE = {"units": [2, 4], "seconds": [0.5, 1.5], "host": [0.5, 0.0], "host_by_method": {}}
+TWO = {"units": [2, 4], "seconds": [1.0, 2.0], "host": [0.25, 0.125], "host_by_method": {"sequential": [0.5, 0.0]}}
 COSTS = {
     "name": "one",
     "units_of_a_row": 2,
     "unit_bytes": 8,
-    models.ALONE: {"units": [2, 4], **ONE},
-    models.RANKS: {"units": [2, 4], **TWO, "gather_latency": 0.5, "gather_seconds_of_a_byte": 0.1},
+    models.ALONE: ONE,
+    models.RANKS: {**TWO, "gather_latency": 0.5, "gather_seconds_of_a_byte": 0.1},
 }
 
 
@@ -70,24 +65,11 @@ def test_the_hosts_time_is_that_of_the_method_where_it_was_measured() -> None:
     assert predict.seconds(sequential, network, 1, LINK.seconds) == pytest.approx(4 + 4 * 0.25)
 
 
-def test_a_call_after_one_of_the_same_width_has_a_cost_of_its_own() -> None:
-    again = CostCurve((1, 64), (0.5, 32.0))
-    network = Network("a network", IN_PROPORTION, 1, 0, "made up", again=again)
-    sequential = Way("sequential", "", choose(4, Settings(method="sequential")), 1)
-    assert predict.seconds(sequential, network, 1, LINK.seconds) == pytest.approx(1 + 3 * 0.5)
-    assert predict.seconds(sequential, network, 2, lambda devices, nbytes: 2.0) == pytest.approx(4 * 2.0 + 1 + 3 * 0.5)
-    first, second = collocation().widths
-    assert first != second
-    assert predict.seconds(collocation(), network, 1, LINK.seconds) == pytest.approx(first + second)
-
-
 def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
     found, link = measured(COSTS), link_of(COSTS)
     assert (found.curve(4), found.units, found.unit_bytes) == (2.0, 2, 8)
     assert (found.outside, found.by_method) == ((0.25, 0.125), {"sequential": (0.5, 0.0)})
-    alone = measured(COSTS, models.ALONE)
-    assert alone.again is not None
-    assert (alone.curve(4), alone.again(4)) == (1.5, 1.0)
+    assert measured(COSTS, models.ALONE).curve(4) == 1.5
     assert link.seconds(2, 40) == pytest.approx(0.5 + 40 / 2 / 10)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from srds_fast.planner.cost_curve import CostCurve
 
 
@@ -157,3 +159,18 @@ def link_of(each: dict[str, Any]) -> Link:
 
 Gather = Callable[[int, int], float]
 """(devices, bytes) -> seconds."""
+
+
+def gather_of(each: dict[str, Any]) -> Gather:
+    """What two processes take for a gather, by the rows for which it was measured; alone, none.
+
+    A link of latency and bytes is not enough here: where one process evaluates a single unit, the other has none, and
+    neither waits for a call of the other to end.
+    """
+    rows, seconds = zip(*((int(count), taken) for count, taken in each[RANKS]["gather_by_rows"].items()), strict=True)
+    row_bytes = each["units_of_a_row"] * each["unit_bytes"]
+
+    def gather(devices: int, nbytes: int) -> float:
+        return 0.0 if devices == 1 else float(np.interp(nbytes / row_bytes, rows, seconds))
+
+    return gather

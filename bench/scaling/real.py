@@ -31,7 +31,7 @@ from srds_fast.engine.distributed.ranks import Doing, Header, Ranks, ranks_of
 from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.search import Pricing
 
-from .models import ALONE, RANKS, link_of, measured
+from .models import ALONE, RANKS, gather_of, measured
 from .predict import Way, seconds, ways
 from .probes import Costs, measure
 from .processes import spawned
@@ -77,7 +77,7 @@ def priced(subject: Subject, steps: int) -> dict[str, Pricing]:
 def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str, Any]) -> Row:
     """What a method took in each way, and what was predicted. costs: of the simulator."""
     row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
-    gather = link_of(costs).seconds
+    gather = gather_of(costs)
     simulated = {
         ALONE: seconds(way, measured(costs, ALONE), 1, gather),
         RANKS: seconds(way, measured(costs, RANKS), 2, gather),

@@ -10,7 +10,7 @@ import pytest
 
 from bench.scaling import __main__ as command
 from bench.scaling import models, predict
-from bench.scaling.models import Link, Network, Outside, link_of, measured
+from bench.scaling.models import Link, Network, Outside, gather_of, link_of, measured
 from bench.scaling.predict import Way
 from bench.scaling.probes import fitted
 from srds_fast.planner.choose import choose, fixed_at
@@ -26,7 +26,12 @@ COSTS = {
     "units_of_a_row": 2,
     "unit_bytes": 8,
     models.ALONE: ONE,
-    models.RANKS: {**TWO, "gather_latency": 0.5, "gather_seconds_of_a_byte": 0.1},
+    models.RANKS: {
+        **TWO,
+        "gather_latency": 0.5,
+        "gather_seconds_of_a_byte": 0.1,
+        "gather_by_rows": {"1": 0.25, "2": 1.0, "4": 2.0},
+    },
 }
 
 
@@ -71,6 +76,9 @@ def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
     assert (found.outside, found.by_method) == ((0.25, 0.125), {"sequential": (0.5, 0.0)})
     assert measured(COSTS, models.ALONE).curve(4) == 1.5
     assert link.seconds(2, 40) == pytest.approx(0.5 + 40 / 2 / 10)
+    row = 2 * 8
+    assert [gather_of(COSTS)(2, rows * row) for rows in (1, 2, 3, 4)] == pytest.approx([0.25, 1.0, 1.5, 2.0])
+    assert gather_of(COSTS)(1, row) == 0.0
 
 
 def test_the_hosts_time_is_found_from_runs_whose_waves_are_narrow_and_wide() -> None:

@@ -34,9 +34,9 @@ PLANS, NEAR = 3, 1.5
 ROUNDING = 1e-6
 # a way whose runs took this many times as long as those of the fastest is not run again
 LOST = 1.5
-# a plan is taken for the loops, and our loop for the stock loop, at this share of their time: few runs tell no less
+# a plan replaces a loop, and our loop the stock loop, if it takes at most this share of its time: few runs tell no less
 WORTH = 0.93
-CLEARLY = 0.97  # the same for the stock loop where our loop costs calls less beside its turns
+CLEARLY = 0.97  # the same for the stock loop in the place of ours, where ours costs calls less beside its turns
 # a plan is dropped if SLOW of its last LAST calls, and these calls in total, took longer than the sequential loop,
 # which is timed again first. SLOW calls alone are no loss: where one input in eight takes twice the iterations, the
 # plan still saves time over all

@@ -89,7 +89,7 @@ class Session:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
-        # seconds of network calls and turns before the first wave, which calls of every plan make
+        # seconds before the first wave, which calls of every plan take
         self._lead = 0.0 if self.started is None else time.perf_counter() - self.started
         self._fallback_reason: str | None = None
         self._repeats = False  # the run repeats one whose sample was not finite
@@ -150,8 +150,7 @@ class Session:
 
     def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:
         if self.stock is not None:
-            # `sample` copies a scheduler for the stock loop, and none for ours; a pipeline has its own beside both
-            exploration.offer_stock(on_a_tie=self.path != "sample")
+            exploration.offer_stock(on_a_tie=self.path != "sample")  # which copies its scheduler once more for it
         # without lazy capture another plan would have no recording
         explores = exploration.begin(may_explore=self.graphs is None or self.graphs.lazy)
         seconds = None

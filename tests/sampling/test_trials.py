@@ -96,7 +96,7 @@ def test_costs_measured_at_a_good_moment_cost_one_wave(monkeypatch: pytest.Monke
     for seed in range(1, 6):
         report, took = network.call(seed)
         assert report.fallback_reason is None
-    # the two loops take the same time here, and ours has no scheduler to copy
+    # the two loops take the same time here, and ours copies a scheduler less
     assert (report.plan_state, report.method, took) == ("frozen", "sequential", N)
 
 

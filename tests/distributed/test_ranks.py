@@ -11,7 +11,7 @@ from launching import launched, written
 from torch import nn
 
 from bench.scaling import never_slower, real
-from bench.scaling.models import ALONE, RANKS, link_of, measured
+from bench.scaling.models import ALONE, RANKS, gather_of, measured
 from bench.scaling.predict import Way, seconds
 from bench.scaling.probes import UNITS
 from srds_fast.engine.distributed.call import shares_of
@@ -228,7 +228,7 @@ def test_the_simulator_is_given_a_network_a_gather_and_a_host_that_were_measured
     assert set(of_one["gather_by_rows"].values()) == {0.0}, "one process waits for nobody"
     sequential = next(row for row in document["results"] if row["method"] == "sequential")
     way = Way("sequential", "", choose(sequential["steps"], Settings(method="sequential")), 1)
-    predicted = seconds(way, measured(costs), 2, link_of(costs).seconds)
+    predicted = seconds(way, measured(costs), 2, gather_of(costs))
     assert sequential[RANKS]["simulated_seconds"] == pytest.approx(predicted)
     assert of_two["host_by_method"].keys() == {"sequential", "srds", "collocation"}
 

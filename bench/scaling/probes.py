@@ -12,6 +12,7 @@ the rounds.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections import defaultdict
@@ -36,6 +37,8 @@ from .subjects import Parts
 UNITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 # calls of a round: of one unit, and at least
 CALLS, FEWEST_CALLS = 32, 2
+# calls of one width in a row, as runs make them
+IN_A_ROW = 8
 Times = dict[int, list[float]]
 
 
@@ -63,14 +66,17 @@ class Costs:
         evaluate = of.evaluator(program)
         waves = [wave_of(program, each, of.state, of.inputs.network) for each in range(len(widths))]
         busiest = [-(-rows * of.units // self.size) for rows in widths]
-        turns = [each for each, units in enumerate(busiest) for _ in range(max(FEWEST_CALLS, CALLS // units))]
-        turns *= 1 + sum(len(way.widths) for way in self.ways) // len(turns)  # more than the host's waves
-        random.Random(number).shuffle(turns)
+        calls = [max(FEWEST_CALLS, CALLS // units) for units in busiest]
+        blocks = [
+            [each] * min(IN_A_ROW, count) for each, count in enumerate(calls) for _ in range(-(-count // IN_A_ROW))
+        ]
+        blocks *= 1 + sum(len(way.widths) for way in self.ways) // sum(map(len, blocks))  # more than the host's waves
+        random.Random(number).shuffle(blocks)
         network, gather = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
         for each in waves:
             evaluate(each)
         host = self._host()
-        for each in turns:
+        for each in itertools.chain.from_iterable(blocks):
             before = shared.work if shared is not None else distributed.NOTHING_DONE
             seconds, _ = timed(lambda: evaluate(waves[each]))  # noqa: B023
             others = 0.0 if shared is None else shared.work.since(before).seconds

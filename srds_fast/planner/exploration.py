@@ -12,12 +12,12 @@ import logging
 import math
 import statistics
 import threading
-from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from ..words import counted, duration
+from .last_calls import LastCalls
 from .plan import Plan
 from .predictions import correction, predicted_seconds, prediction_of, turns_to_time, usual_seconds, width_of
 
@@ -37,12 +37,6 @@ LOST = 1.5
 # a plan replaces a loop, and our loop the stock loop, if it takes at most this share of its time: few runs tell no less
 WORTH = 0.93
 CLEARLY = 0.97  # the same for the stock loop in the place of ours, where ours costs calls less beside its turns
-# a plan is dropped if SLOW of its last LAST calls, and these calls in total, took longer than the sequential loop,
-# which is timed again first. SLOW calls alone are no loss: where one input in eight takes twice the iterations, the
-# plan still saves time over all
-LAST, SLOW = 5, 2
-# or if so many, those that timed it included, took longer in total than the loop that it was to beat
-TOTAL = 20
 
 
 class Exploration:
@@ -67,8 +61,9 @@ class Exploration:
         self._missed: dict[Hashable, float] = {}
         self._hope: Mapping[Hashable, float] = {}  # see `predict`
         self._rounds: list[dict[Hashable, float]] = []  # seconds over work, call by call: the machine was alike in one
-        self._last: deque[float] = deque(maxlen=TOTAL)  # seconds of the last calls of the choice
-        self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
+        self._last = LastCalls()  # of the choice
+        self._doubted: Hashable = None  # the plan in doubt, while a call times the sequential loop and then the plan
+        self._doubt = ""  # its reason
         self._dropped: set[Hashable] = set()
         self._logged: tuple[Hashable, bool, Hashable] | None = None  # what the log was told of the choice
         self._held = False  # the choice stays, also if it turns out slower
@@ -233,8 +228,11 @@ class Exploration:
         with self._lock:
             self.spent += seconds
 
-    def end(self, plan: Plan, seconds: float | None, *, explored: bool) -> None:
-        """A call has ended. seconds: of its own run of the plan; None where they tell nothing of other calls."""
+    def end(self, plan: Plan, seconds: float | None, *, explored: bool, work: float = 1.0) -> None:
+        """A call has ended. seconds: of its own run of the plan; None where they tell nothing of other calls.
+
+        work: see `record`.
+        """
         with self._lock:
             if not self._crowded:
                 if self.state == EXPLORING and explored:
@@ -242,10 +240,7 @@ class Exploration:
                     if self.calls >= CALLS or all(map(self._is_known, self._ways)):
                         self.freeze()
                 elif self.settled and not self._held and seconds is not None and plan.signature == self._choice:
-                    if self._doubted is None:
-                        self._watch(plan, seconds)
-                    else:
-                        self._judge(seconds)
+                    self._watch(plan, seconds, work)
                 self._log_choice()
             self._running -= 1
             self._crowded &= self._running > 0
@@ -258,7 +253,8 @@ class Exploration:
             self.state = FROZEN
             if self._sequential in self._seconds:
                 self._choice = self._fastest()
-                self._last.extend(each for each in self._seconds[self._choice] if each < math.inf)
+                if self._choice != STOCK:
+                    self._last.add(self._seconds[self._choice], self._work[self._choice])
                 self._why = self._told()
             elif self._choice is not None:
                 self._why = self.why
@@ -282,48 +278,49 @@ class Exploration:
         what = "chosen" if before is None or before[0] == self._choice else "changed"
         logger.info("Plan %s for calls of %s: %s, %s: %s.", what, steps, self._name(self._choice), self.state, self.why)
 
-    def _watch(self, plan: Plan, seconds: float) -> None:
-        """Doubt the plan if its calls turn out to be slower than the loops were: the next call is sequential."""
-        if plan.is_sequential or self._sequential not in self._seconds:
-            return
-        self._last.append(seconds)
-        slower = self._slower()
-        if slower is not None:
-            self._doubted, self._choice = self._choice, self._sequential
-            self._why = f"{plan.short()} is in doubt, as {slower}. This call times the sequential loop again"
+    def _watch(self, plan: Plan, seconds: float, work: float) -> None:
+        """Doubt the plan if its calls turn out to be slower than the loops were.
 
-    def _judge(self, seconds: float) -> None:
-        """Drop the plan in doubt if its last calls were slower than the sequential loop, which takes so long now."""
-        doubted, self._doubted = self._doubted, None
-        # the machine may have become slower as a whole
+        Then the next call is sequential, the one after it runs the plan, and these two decide. What slowed down the
+        calls before may have been other work on the machine.
+        """
+        if plan.is_sequential:
+            if self._doubted is not None:
+                self._compare_with(seconds)
+            return
+        if self._sequential not in self._seconds:
+            return
+        self._last.add([seconds], [work])
+        if self._doubted is not None:
+            self._judge(seconds, work)
+            return
+        doubt = self._last.slower(self.sequential_seconds, self._estimate(self._base()))
+        if doubt is not None:
+            self._doubted, self._choice = self._choice, self._sequential
+            self._doubt = f"{plan.short()} was in doubt, as {doubt}"
+            self._why = f"{self._doubt}. This call times the sequential loop again"
+
+    def _compare_with(self, seconds: float) -> None:
+        """The sequential loop takes so long now: the machine may have become slower as a whole."""
         factor = seconds / self.sequential_seconds
         self._seconds = {key: [factor * each for each in taken] for key, taken in self._seconds.items()}
         self._seconds[self._sequential], self._work[self._sequential] = [seconds], [1.0]
-        self._rounds, self._corrected = [], True
-        name, slower = self._plan(doubted).short(), self._slower()
-        if slower is not None:
+        self._rounds, self._corrected, self._choice = [], True, self._doubted
+        self._why = f"{self._doubt}. The sequential loop took {duration(seconds)}. This call times the plan again"
+
+    def _judge(self, seconds: float, work: float) -> None:
+        """Drop the plan in doubt if it takes longer than the loops, as it ran in this call and they before it."""
+        doubted, self._doubted = self._doubted, None
+        took, loop = self._last.expected(seconds, work), self._estimate(self._base())
+        slower = took > loop
+        if slower:
             self._dropped.add(doubted)
             self._choice, self.state = self._fastest(), DROPPED
-            why = f"{name} was dropped, as {slower}"
-            self._last.clear()
+            self._last.forget()
         else:
-            self._choice = doubted
-            why = f"{name} was kept, as its last calls were not slower than the sequential loop"
-        self._why = f"{why}; the sequential loop took {duration(seconds)}"
-
-    def _slower(self) -> str | None:
-        """In what the last calls of the choice were slower than the loops; None if they were not."""
-        last, base, sequential = list(self._last), self._estimate(self._base()), self.sequential_seconds
-        newest = last[-LAST:]
-        if sum(each > sequential for each in newest) >= SLOW and sum(newest) > len(newest) * sequential:
-            return (
-                f"{SLOW} of its last {counted(len(newest), 'call')}, and these calls in total, took longer than the "
-                "sequential loop"
-            )
-        if len(last) >= LAST and sum(last) > len(last) * base:
-            share = sum(last) / (len(last) * base)
-            return f"its last {counted(len(last), 'call')} took {share:.2f} times as long as its baseline in total"
-        return None
+            self._last.forget_seconds()
+        then = f"{duration(took)} a call now, its baseline {duration(loop)}"
+        self._why = f"{self._doubt}. It was {'dropped' if slower else 'kept'}: it takes {then}"
 
     def _fastest(self) -> Hashable:
         """The fastest of the plans that were timed, or one of the loops if it saves too little."""

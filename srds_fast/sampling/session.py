@@ -153,23 +153,23 @@ class Session:
             exploration.offer_stock(on_a_tie=self.path != "sample")  # which copies its scheduler once more for it
         # without lazy capture another plan would have no recording
         explores = exploration.begin(may_explore=self.graphs is None or self.graphs.lazy)
-        seconds = None
+        seconds, work = None, 1.0
         try:
             if explores:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not clock.agreed(run.engine.capture_seconds, "the seconds of recording"):
                 seconds = clock.agreed(self.seconds, "the seconds of a call")
+                if ended := self._fallback_reason is None:
+                    work = pricing.work(self.plan, max(run.iterations))
                 if explores:
-                    ended = self._fallback_reason is None
-                    work = pricing.work(self.plan, max(run.iterations)) if ended else 1.0
                     exploration.record(self.plan, seconds, ended=ended, work=work)
             if explores:
                 lead = clock.agreed(self._lead, "the seconds before the first wave")
                 trials = Trials(exploration, pricing, self._trial, self.stock, lead)
                 self._exploring_seconds = trials.run_due()
         finally:
-            exploration.end(self.plan, seconds, explored=explores)
+            exploration.end(self.plan, seconds, explored=explores, work=work)
         return run
 
     def _trial(self, plan: Plan, observer: Observer | None = None) -> Session:

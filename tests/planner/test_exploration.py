@@ -44,15 +44,15 @@ def explored(seconds: Mapping[Plan, float], budget: float = 3.0, *, stock: bool 
     return exploration
 
 
-def one_call(exploration: Exploration, took: Mapping[Plan | str, float]) -> None:
+def one_call(exploration: Exploration, took: Mapping[Plan | str, float], work: float = 1.0) -> None:
     plan = exploration.plan
     explores = exploration.begin()
     if explores:
-        exploration.record(plan, min(took[plan], 9.0), ended=took[plan] < math.inf)
+        exploration.record(plan, min(took[plan], 9.0), ended=took[plan] < math.inf, work=work)
         while (way := exploration.due()) is not None:
             exploration.record(way, min(took[way], 9.0), ended=took[way] < math.inf)
             exploration.spend(min(took[way], 9.0))
-    exploration.end(plan, took[plan], explored=explores)
+    exploration.end(plan, took[plan], explored=explores, work=work)
 
 
 times = st.floats(0.2, 5.0)
@@ -130,8 +130,12 @@ def test_a_plan_whose_calls_turn_slow_is_dropped_for_good() -> None:
     assert (exploration.state, exploration.plan) == (FROZEN, SEQUENTIAL), "its call times that loop again"
     assert "This call times the sequential loop again" in exploration.plan.prediction.why
     one_call(exploration, fast)
+    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0]), "and the call after it times the plan again"
+    assert "The sequential loop took 1.00 s. This call times the plan again" in exploration.plan.prediction.why
+    one_call(exploration, slow)
     assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
     assert "2 of its last 5 calls" in exploration.plan.prediction.why
+    assert "It was dropped: it takes 1.60 s a call now, its baseline 1.00 s" in exploration.plan.prediction.why
     for _ in range(5):
         one_call(exploration, fast)
     assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
@@ -144,23 +148,40 @@ def test_a_plan_stays_where_the_whole_machine_turned_slow() -> None:
     for took in (fast, fast, fast, slow, slow, slow):
         one_call(exploration, took)
     assert exploration.plan == SEQUENTIAL
-    one_call(exploration, slow)
-    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+    for _ in range(2):
+        one_call(exploration, slow)
+        assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
     assert "was kept" in exploration.plan.prediction.why
     for _ in range(9):
         one_call(exploration, slow)
     assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
 
 
-def test_a_plan_that_gains_little_is_dropped_when_a_slow_call_takes_all_of_it() -> None:
-    """Some inputs need more iterations: what counts is what the calls take together."""
+@pytest.mark.parametrize("slow_calls", [2, 3])
+def test_a_burst_of_other_work_does_not_drop_a_plan(slow_calls: int) -> None:
+    """It ends before the sequential loop is timed again, or while it is."""
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.8})
+    fast = {SEQUENTIAL: 1.0, OTHERS[0]: 0.8, STOCK: 1.0}
+    slow = {way: 2.5 * seconds for way, seconds in fast.items()}
+    for took in (fast, fast, fast, slow, slow, *[slow] * (slow_calls - 2), fast, fast, fast):
+        one_call(exploration, took)
+    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+    assert "It was kept: it takes 0.80 s a call now" in exploration.plan.prediction.why
+    for _ in range(30):
+        one_call(exploration, fast)
+        assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0]), "what was judged is not doubted again"
+
+
+@pytest.mark.parametrize("other_work", [False, True])
+def test_a_plan_that_gains_little_is_dropped_when_some_inputs_take_all_of_it(other_work: bool) -> None:
+    """What counts is what calls take together: some inputs need more iterations, all calls meet other work."""
     took = {SEQUENTIAL: 1.0, OTHERS[0]: 0.92, STOCK: 1.0}
     gains_much = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
     gains_little = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.92})
     for exploration, usual in (gains_little, 0.92), (gains_much, 0.5):
-        for seconds in (usual, usual, usual, usual, 1.9, usual):
-            one_call(exploration, took | {OTHERS[0]: seconds})
-    assert (gains_little.state, gains_little.plan) == (DROPPED, SEQUENTIAL)
+        for seconds in (usual, usual, usual, usual, 1.9, usual, usual):
+            one_call(exploration, took | {OTHERS[0]: seconds}, work=1.0 if other_work else seconds / usual)
+    assert (gains_little.state == DROPPED) != other_work
     assert "times as long as its baseline in total" in gains_little.plan.prediction.why
     assert (gains_much.state, gains_much.plan) == (FROZEN, OTHERS[0])
 
@@ -279,7 +300,7 @@ def test_the_next_best_follows_a_dropped_plan(stock: float) -> None:
     for plan, following in (OTHERS[0], OTHERS[1]), (OTHERS[1], None):
         assert exploration.plan == plan
         took[plan] = 3.0
-        for _ in range(3):
+        for _ in range(4):
             one_call(exploration, took)
         assert exploration.state == DROPPED
         assert exploration.plan == (following or SEQUENTIAL)

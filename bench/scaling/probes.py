@@ -1,9 +1,10 @@
 """What the simulator is given of a network, a gather and the host, measured in place: as a loop spends it.
 
 A wave is a network call, a gather, and what the host does before the next wave. Each takes longer between the others
-than in a row of its own kind. So they are measured in turn, by all processes at the same time: a network call of one of
-many widths, in shuffled order, with its gather, and behind it the host's part of a wave of one of the methods, whose
-core is given zeros. Calls and cores do not belong together, and no run is timed that is to be predicted.
+than in a row of its own kind. So they are measured in turn, by all processes at the same time: a network call with its
+gather, and behind it the host's part of a wave of one of the methods, whose core is given zeros. Some calls of one
+width follow each other, as in runs; the order of the widths is shuffled. Calls and cores do not belong together, and no
+run is timed that is to be predicted.
 
 A machine changes its speed from minute to minute. So every round of timed runs also measures the costs that predict
 them once more. A cost is a mean over the calls of a round, as a loop takes the sum of its calls, and then a median over

@@ -253,8 +253,10 @@ class Exploration:
             self.state = FROZEN
             if self._sequential in self._seconds:
                 self._choice = self._fastest()
-                if self._choice != STOCK:
-                    self._last.add(self._seconds[self._choice], self._work[self._choice])
+                timed = zip(self._seconds[self._choice], self._work[self._choice], strict=True)
+                for seconds, work in timed:
+                    if seconds < math.inf:
+                        self._last.add(seconds, work)
                 self._why = self._told()
             elif self._choice is not None:
                 self._why = self.why
@@ -290,7 +292,7 @@ class Exploration:
             return
         if self._sequential not in self._seconds:
             return
-        self._last.add([seconds], [work])
+        self._last.add(seconds, work)
         if self._doubted is not None:
             self._judge(seconds, work)
             return

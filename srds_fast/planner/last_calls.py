@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable
 
 from ..words import counted
 
@@ -22,10 +21,10 @@ class LastCalls:
         self._seconds: deque[float] = deque(maxlen=TOTAL)
         self._work: deque[float] = deque(maxlen=TOTAL)
 
-    def add(self, seconds: Iterable[float], work: Iterable[float]) -> None:
-        """Of further calls."""
-        self._seconds.extend(seconds)
-        self._work.extend(work)
+    def add(self, seconds: float, work: float) -> None:
+        """Of one more call."""
+        self._seconds.append(seconds)
+        self._work.append(work)
 
     def forget_seconds(self) -> None:
         """They were judged; the work of an input stays what it was."""

@@ -308,6 +308,15 @@ def test_the_next_best_follows_a_dropped_plan(stock: float) -> None:
     assert exploration.chose_stock == (stock <= 1.0)
 
 
+def test_a_run_that_was_cut_off_while_plans_were_timed_is_no_reason_to_doubt_the_plan() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5}, stock=False)
+    fast = {SEQUENTIAL: 1.0, OTHERS[0]: 0.5}
+    for took in (fast, fast | {OTHERS[0]: math.inf}, fast, *[fast] * 9):
+        one_call(exploration, took)
+        assert exploration.state == EXPLORING or exploration.plan == OTHERS[0]
+    assert exploration.state == FROZEN
+
+
 def test_what_did_not_come_to_its_end_is_never_taken() -> None:
     exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5, OTHERS[1]: 0.6})
     for _ in range(CALLS):

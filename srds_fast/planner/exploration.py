@@ -433,9 +433,9 @@ class Exploration:
         """Why the choice was made, with the times."""
         loops = (self._sequential, "the sequential loop"), (STOCK, "the loop without srds_fast")
         faster = [
-            f"{self._ratio(key, self._choice):.2f} times faster than {name}"
+            f"{1 / self._ratio(self._choice, key):.2f} times faster than {name}"
             for key, name in loops
-            if key in self._seconds and self._choice not in (STOCK, self._sequential)
+            if self._choice not in self._loops and self._seconds.get(key) and self._estimate(key) < math.inf
         ]
         took = {self._name(key): self._estimate(key) for key in self._seconds}
         times = "; ".join(

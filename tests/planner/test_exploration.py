@@ -110,6 +110,20 @@ def test_the_reason_tells_measured_times_only_after_they_were_taken() -> None:
     assert "2.00 times faster than the sequential loop and 2.20 times faster than the loop without srds_fast" in why
 
 
+def test_the_reason_tells_the_ratios_that_decided() -> None:
+    """Of two calls that ran both, one says 0.70 times faster, as the plan was interrupted, and one twice as fast."""
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    for seconds in 1 / 0.7, 0.5:
+        assert exploration.begin()
+        exploration.record(SEQUENTIAL, 1.0)
+        exploration.record(OTHERS[0], seconds)
+        exploration.record(STOCK, 9.0, ended=False)
+        exploration.end(exploration.plan, seconds, explored=True)
+    exploration.freeze()
+    assert exploration.plan == OTHERS[0]
+    assert exploration.why.startswith("2.00 times faster than the sequential loop, timed in 2 calls")
+
+
 def test_the_stock_loop_is_taken_where_it_is_the_fastest() -> None:
     exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.9})
     for _ in range(CALLS):

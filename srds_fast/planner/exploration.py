@@ -2,8 +2,8 @@
 
 c(rows) predicts which plans are worth a run, but a prediction can be wrong: the machine was busy when one width was
 measured, or runs take more iterations than those of other networks do. So each of the first calls also runs other
-plans, the sequential one and the stock loop on its own input, and these times alone decide. Pure Python: nothing is run
-here.
+plans, the sequential one and the stock loop on its own input. These times alone tell which plans beat the loops; the
+predictions help to tell which of those is the fastest. Pure Python: nothing is run here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from ..words import counted, duration
 from .last_calls import LastCalls
 from .plan import Plan
-from .predictions import correction, predicted_seconds, prediction_of, turns_to_time, usual_seconds, width_of
+from .predictions import TRUST, correction, predicted_seconds, prediction_of, turns_to_time, usual_seconds, width_of
 
 logger = logging.getLogger("srds_fast")
 
@@ -220,7 +220,7 @@ class Exploration:
                 self._seconds.setdefault(key, []).append(found)
                 self._work.setdefault(key, []).append(work)
                 if key != STOCK:
-                    missed = seconds / max(work * predicted_seconds(self._plan(key)), 1e-9)
+                    missed = seconds / (work * predicted_seconds(self._plan(key)))
                     self._missed[key] = min(missed, self._missed.get(key, math.inf))
 
     def spend(self, seconds: float) -> None:
@@ -237,7 +237,8 @@ class Exploration:
             if not self._crowded:
                 if self.state == EXPLORING and explored:
                     self._lead()
-                    if self.calls >= CALLS or all(map(self._is_known, self._ways)):
+                    known = (len(self._seconds.get(key, ())) >= CALLS - 1 or self._is_out(key) for key in self._ways)
+                    if self.calls >= CALLS or all(known):
                         self.freeze()
                 elif self.settled and not self._held and seconds is not None and plan.signature == self._choice:
                     self._watch(plan, seconds, work)
@@ -328,9 +329,14 @@ class Exploration:
         """The fastest of the plans that were timed, or one of the loops if it saves too little."""
         base = self._base()
         out = {STOCK, self._sequential} | self._dropped
-        plans = [key for key in self._seconds if key not in out]
-        best = min(plans, key=self._estimate, default=base)
-        return best if self._ratio(best, base) <= WORTH else base
+        plans = [key for key in self._seconds if key not in out and self._ratio(key, base) <= WORTH]
+        return min(plans, key=lambda key: self._likely(key, base), default=base)
+
+    def _likely(self, key: Hashable, base: Hashable) -> float:
+        """Time of a plan over that of a loop: geometric mean of its runs and its prediction."""
+        predicted = predicted_seconds(self._plan(key)) / predicted_seconds(self._plan(self._sequential))
+        runs = len(self._seconds[key])
+        return math.exp((runs * math.log(self._ratio(key, base)) + TRUST * math.log(predicted)) / (runs + TRUST))
 
     def _base(self) -> Hashable:
         """The faster loop; on a tie the one that costs calls less beside its turns."""
@@ -356,7 +362,7 @@ class Exploration:
         a plan from being timed.
         """
         plan, sequential = self._plan(key), predicted_seconds(self._plan(self._sequential))
-        loop = min(map(self._estimate, self._loops)) / max(sequential, 1e-9)
+        loop = min(map(self._estimate, self._loops)) / sequential
         return predicted_seconds(plan) * min(1.0, loop, self._correction(width_of(plan))) * self._hope.get(key, 1.0)
 
     def _correction(self, width: float) -> float:
@@ -391,14 +397,10 @@ class Exploration:
         paired = work * statistics.median_low([each[key] / each[other] for each in both])
         return paired if len(both) > 1 else min(paired, usual)
 
-    def _is_known(self, key: Hashable) -> bool:
-        """Whether no call needs to time this way (again)."""
-        return len(self._seconds.get(key, ())) >= CALLS - 1 or self._is_out(key)
-
     def _is_out(self, key: Hashable) -> bool:
         """Whether a way has lost, or is not worth a first run by what is known so far."""
         if key in self._seconds or key in (STOCK, self._sequential):
-            return self._has_lost(key)
+            return key in self._seconds and self._estimate(key) > LOST * self._least
         plans = sum(each not in (STOCK, self._sequential) for each in self._seconds)
         return plans >= PLANS or self._at_best(key) > NEAR * min(map(self._estimate, self._loops))
 
@@ -406,9 +408,6 @@ class Exploration:
     def _loops(self) -> list[Hashable]:
         """The sequential loop, and the stock loop if it was timed."""
         return [self._sequential, STOCK] if STOCK in self._seconds else [self._sequential]
-
-    def _has_lost(self, key: Hashable) -> bool:
-        return key in self._seconds and self._estimate(key) > LOST * self._least
 
     @property
     def _least(self) -> float:

@@ -10,6 +10,8 @@ from .plan import Plan, Prediction
 
 # all turns of a loop cost the same: this share of them, and no fewer than so many, tell what all of them take
 SHARE_OF_TURNS, FEWEST_TURNS = 0.25, 5
+# where plans are compared with each other, a prediction counts as so much of a run: other work may have slowed one run
+TRUST = 0.5
 
 
 def prediction_of(plan: Plan) -> Prediction:
@@ -19,8 +21,8 @@ def prediction_of(plan: Plan) -> Prediction:
 
 
 def predicted_seconds(plan: Plan) -> float:
-    """Seconds of a call, as predicted."""
-    return prediction_of(plan).chosen.seconds
+    """Seconds of a call, as predicted; never 0."""
+    return max(prediction_of(plan).chosen.seconds, 1e-9)
 
 
 def width_of(plan: Plan) -> float:

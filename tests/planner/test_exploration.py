@@ -1,4 +1,4 @@
-"""Exploration, with times that are given: it decides by times alone, within its budget, and for good."""
+"""Exploration, with times that are given: it decides by them, within its budget, and for good."""
 
 from __future__ import annotations
 
@@ -292,6 +292,22 @@ def test_one_interrupted_run_does_not_decide_against_a_plan() -> None:
                 exploration.record(STOCK, 1.0)
             exploration.end(exploration.plan, each, explored=True)
         assert (exploration.plan == OTHERS[0]) == taken
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [((0.6, 0.55), 0), ((0.7, 0.4), 1)])
+def test_of_plans_that_beat_the_loops_a_prediction_helps_to_tell_the_faster(
+    seconds: tuple[float, float], taken: int
+) -> None:
+    """A single run of each, in calls of their own, says a little less than the prediction, or clearly more."""
+    plans = OTHERS[0], OTHERS[2]
+    exploration = explored({SEQUENTIAL: 1.0, plans[0]: 0.4, plans[1]: 0.6}, stock=False)
+    for plan, each in zip(plans, seconds, strict=True):
+        assert exploration.begin()
+        exploration.record(SEQUENTIAL, 1.0)
+        exploration.record(plan, each)
+        exploration.end(plan, each, explored=True)
+    exploration.freeze()
+    assert exploration.plan == plans[taken]
 
 
 def test_iterations_that_were_not_expected_say_nothing_of_costs() -> None:

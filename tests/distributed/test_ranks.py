@@ -375,6 +375,17 @@ def test_weights_of_the_inference_mode_have_a_digest_that_follows_their_values()
     assert digest_of_weights([network]) != before
 
 
+def test_other_memory_in_the_place_of_weights_is_seen() -> None:
+    """`.data = ...` and `load_state_dict(assign=True)`: of the first torch counts no version."""
+    network = nn.Linear(3, 3)
+    before = digest_of_weights([network])
+    network.weight.data = network.weight.data + 1
+    after = digest_of_weights([network])
+    assert after != before
+    network.load_state_dict({name: each - 1 for name, each in network.state_dict().items()}, assign=True)
+    assert digest_of_weights([network]) not in (before, after)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_give_the_sample_of_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ... import clock
 from ...errors import Cancelled, RankError, RankFailed, RankLost, RankMismatch
 from .. import cancellation
+from .digests import hashed
 from .ranks import DTYPES, Doing, Header, Ranks, Status, mismatch
 
 
@@ -69,8 +70,11 @@ class SharedCall:
 
     def compare(self, digests: Mapping[str, str]) -> None:
         """RankMismatch, on every rank, if ranks were given different things; it names rank and field."""
-        self._exchange(Header(Doing.COMPARE), "compare what they were given")
-        lines = "\n".join(f"{name}={digest}" for name, digest in digests.items())
+        # a setting may be long, and hold line breaks
+        lines = "\n".join(f"{name}={hashed(digest)}" for name, digest in digests.items())
+        header = Header(Doing.COMPARE, value=hashed(lines))
+        if len({each.value for each in self._exchange(header, "compare what they were given")}) == 1:
+            return
         found = [dict(line.partition("=")[::2] for line in words.splitlines()) for words in self._words(lines)]
         for name in dict.fromkeys(name for each in found for name in each):
             for rank, other in enumerate(found):

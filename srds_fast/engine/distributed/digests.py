@@ -27,23 +27,43 @@ def digest(value: Any) -> str:
     return hashlib.sha256(repr(_known(value)).encode()).hexdigest()[:16]
 
 
+def hashed(text: str) -> int:
+    """A number of 52 bits, which the value of a header holds exactly."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)
+
+
 def digest_of_weights(networks: Iterable[nn.Module]) -> str:
-    """Of the names, shapes and values of all parameters and buffers; made anew only if one was replaced or written."""
+    """Of the names, shapes and values of all parameters and buffers.
+
+    Made anew only if a tensor was replaced or written. Torch does not tell of values that are written in place through
+    `tensor.data`.
+    """
     return digest([_weights_of(each) for each in networks])
 
 
 def _weights_of(network: nn.Module) -> str:
-    tensors = dict(sorted([*network.named_parameters(), *network.named_buffers()]))
-    state = tuple((name, id(each), _version_of(each), each.device) for name, each in tensors.items())
+    held = [tensor for module in network.modules() for tensor in _tensors_of(module)]
+    state = tuple(map(_state_of, held))
     kept = _weights.get(network)
-    if kept is None or kept[0] != state or any(each.is_inference() for each in tensors.values()):
-        kept = _weights[network] = state, digest([(name, _of_tensor(each)) for name, each in tensors.items()])
+    if kept is None or kept[0] != state or any(each.is_inference() for each in held):
+        named = sorted(dict([*network.named_parameters(), *network.named_buffers()]).items())
+        kept = _weights[network] = state, digest([(name, _of_tensor(each)) for name, each in named])
     return kept[1]
 
 
-def _version_of(tensor: Tensor) -> int:
-    """Changes when the tensor is written; tensors of the inference mode do not tell."""
-    return 0 if tensor.is_inference() else tensor._version
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that a module holds itself; to read their names too takes longer."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [each for each in held if each is not None]
+
+
+def _state_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Changes when another tensor, or memory, takes its place, and when it is written.
+
+    Tensors of the inference mode do not tell of the latter. Some subclasses have no memory of their own.
+    """
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), version, tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else tensor.device
 
 
 @torch.no_grad()
